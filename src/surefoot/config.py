@@ -1,0 +1,256 @@
+"""Every knob, one schema, strict. Names are those of TRL and OpenAI's PPO; the chapter's symbol stands in the help text.
+
+A section is a frozen model; an unknown key, a value out of range and a setting without effect are refused with the reason.
+Reading YAML and dotted overrides is `config_file.py`; turning a config into objects is `build.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat as ZeroOrMore
+from pydantic import NonNegativeInt as ZeroOrMoreInt
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Rule = Literal["fixed", "exponential", "doubling", "proportional"]
+Scheduler = Literal["constant", "linear", "cosine"]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Frozen; unknown keys are refused; numbers must be finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    def refuse_without_effect(self, names: tuple[str, ...], reason: str) -> None:
+        """Raises ValueError when one of `names` was set although `reason` makes it do nothing."""
+        for name in names:
+            if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {getattr(self, name)!r} has no effect: {reason}")
+
+
+class ModelConfig(Section):
+    name: str = Field("embedded", description="embedded (SmolLM2-135M-Instruct), tiny (made on the spot), a folder, or a hub name")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of frozen weights; what is trained keeps float32 masters")
+    tuning: Literal["lora", "full"] = Field("lora", description="lora: adapters on one shared backbone; full: every weight, separate models")
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat = 32.0
+    template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
+    max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tuning == "full":
+            self.refuse_without_effect(("lora_rank", "lora_alpha"), 'model.tuning = "full" trains no adapter')
+        return self
+
+
+class DataConfig(Section):
+    train: str | None = Field(None, description="a file (JSONL, CSV, Parquet), a folder of them, or a hub name")
+    validation: str | None = Field(None, description="default: a share of train, split by prompt")
+    validation_share: Share = 0.1
+    prompts: str | None = Field(None, description="prompts to answer (pairs, ppo)")
+    eval_prompts: str | None = Field(None, description="held-out prompts (evaluate); default: a share of prompts")
+    long_prompts: Literal["drop", "cut_left"] = Field("drop", description="what happens to prompts beyond the context; counted either way")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.validation is not None:
+            self.refuse_without_effect(("validation_share",), "data.validation names the validation set")
+        return self
+
+
+class OptimizerConfig(Section):
+    learning_rate: PositiveFloat = 3e-4
+    lr_scheduler: Scheduler = "linear"
+    lr_min_share: UnitInterval = Field(0.0, description="learning rate at the planned end, as a share of learning_rate")
+    warmup_steps: ZeroOrMoreInt = 0
+    weight_decay: ZeroOrMore = 0.0
+    max_grad_norm: PositiveFloat | None = 1.0
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.lr_scheduler == "constant":
+            self.refuse_without_effect(("lr_min_share",), 'lr_scheduler = "constant" never moves')
+        return self
+
+
+class SFTConfig(OptimizerConfig):
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = Field(16, description="sequences a step")
+    micro_batch_size: PositiveInt = Field(8, description="sequences a forward; changes nothing but memory and speed")
+    completion_only: bool = Field(True, description="no loss on prompt tokens")
+    max_steps: PositiveInt | None = None
+    save_every: PositiveInt = Field(50, description="steps between checkpoints")
+
+
+class PairsConfig(Section):
+    num_answers: Annotated[int, Field(ge=2)] = Field(2, description="answers a prompt")
+    models: tuple[str, ...] = Field((), description="models that answer in turn; default: model.name alone")
+    annotator: str | None = Field(None, description="module:function that prefers one of two; default: votes come later")
+    store: str | None = Field(None, description="SQLite file; default: preferences.db in the run folder")
+    max_prompts: PositiveInt | None = None
+    save_every: PositiveInt = 10
+
+
+class RewardConfig(OptimizerConfig):
+    learning_rate: PositiveFloat = 1e-3
+    method: Literal["head", "adapter", "full"] = Field("head", description="head on frozen states; head and LoRA adapter; every weight")
+    layer: PositiveInt | None = Field(None, description="layer the head reads (1 = after the first block); default: the last")
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = Field(64, description="pairs a step")
+    micro_batch_size: PositiveInt = Field(16, description="pairs a forward; changes nothing but memory and speed")
+    max_steps: PositiveInt | None = None
+    center_coef: ZeroOrMore = Field(0.0, description="pulls the mean of a pair's scores to 0: adds coef * (R_w + R_l)^2 / 4")
+    use_margin: bool = True
+    normalize: bool = Field(True, description="save mean and deviation on training answers; scores leave in units of the deviation")
+    store: str | None = Field(None, description="preference store to train on, in place of data.train")
+    save_every: PositiveInt = 50
+
+
+class RolloutConfig(Section):
+    engine: Literal["local", "vllm"] = "local"
+    temperature: PositiveFloat = Field(1.0, description="divides old, new and reference logits alike")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="below 1 the importance ratio is biased; warned about")
+    top_k: ZeroOrMoreInt = Field(0, description="0: off; otherwise the importance ratio is biased; warned about")
+    response_length: PositiveInt = 53
+    stop_token: tuple[str, ...] = Field((), description="further tokens that end an answer, beside the model's own EOS")
+    batch_size: PositiveInt = Field(64, description="rows decoded at once; changes nothing but memory and speed")
+
+
+class PPOConfig(OptimizerConfig):
+    # objective
+    objective: Literal["clip", "penalty", "policy_gradient"] = "clip"
+    cliprange: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="epsilon of 8.3.3")
+    cliprange_high: PositiveFloat | None = Field(None, description="upper epsilon; default: cliprange")
+    beta: ZeroOrMore = Field(1.0, description="beta of 8.3.4: weight of KL(pi_old || pi_theta), 1/nat")
+    beta_controller: Rule = "fixed"
+    beta_estimator: Literal["exact", "k1", "k3"] = "exact"
+    beta_target: PositiveFloat = Field(0.01, description="d_target of 8.3.4, nats a step")
+    beta_rate: PositiveFloat = Field(10.0, description="alpha of 8.3.4, 1/nat (exponential)")
+    beta_horizon: PositiveInt = Field(10_000, description="steps (proportional)")
+    target_kl: PositiveFloat | None = Field(None, description="stop the update above 1.5 times this KL(old || new), nats a step")
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    # the tether to the reference
+    kl_coef: ZeroOrMore = Field(0.05, description="eta of 8.3.5: weight of the KL between policy and SFT model, 1/nat")
+    kl_controller: Rule = "fixed"
+    kl_target: PositiveFloat = Field(6.0, description="nats a sequence")
+    kl_horizon: PositiveInt = Field(10_000, description="episodes (proportional)")
+    kl_rate: PositiveFloat = Field(0.01, description="1/nat (exponential)")
+    kl_estimator: Literal["exact", "k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_direction: Literal["policy_sft", "sft_policy"] = "policy_sft"
+    kl_max: PositiveFloat | None = Field(None, description="stop with exit 3 when the mean KL a sequence passes this, nats")
+    # critic
+    critic: Literal["detached", "shared", "adapter", "model"] = Field(
+        "detached", description="a head on the policy's states without or with gradient into them, its own adapter, its own model"
+    )
+    critic_learning_rate: PositiveFloat | None = Field(None, description="default: learning_rate")
+    critic_warmup_steps: ZeroOrMoreInt = Field(0, description="updates in which only the critic learns")
+    vf_coef: ZeroOrMore = Field(1.0, description="weight of the value loss, which carries the factor 1/2")
+    cliprange_value: PositiveFloat | None = Field(None, description="clip of V around the rollout's values, in the reward's unit")
+    gamma: UnitInterval = 1.0
+    lam: UnitInterval = 0.95
+    bootstrap_cut: bool = Field(False, description="an answer cut by length bootstraps from V of the cut state; default: it is terminal")
+    ent_coef: ZeroOrMore = 0.0
+    # reward
+    missing_eos_penalty: ZeroOrMore = Field(0.0, description="subtracted from answers cut by length")
+    length_penalty: float = Field(0.0, description="subtracted a token of the answer")
+    reward_scale: Literal["none", "running"] = Field("none", description="running: divide by the running deviation, the mean kept")
+    reward_clip: PositiveFloat | None = None
+    whiten_rewards: bool = Field(False, description="scale the tethered rewards of a batch to variance 1, the mean kept")
+    whiten_advantages: bool = True
+    # sizes
+    total_episodes: PositiveInt = 1_000
+    rollout_batch_size: PositiveInt = Field(64, description="rows of a rollout: prompts times samples")
+    num_samples_per_prompt: PositiveInt = 1
+    num_ppo_epochs: PositiveInt = 4
+    num_mini_batches: PositiveInt = 1
+    micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
+    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run stops with exit 3")
+    save_every: PositiveInt = Field(1, description="updates between checkpoints")
+    learning_rate: PositiveFloat = 1e-4
+    lr_scheduler: Scheduler = "constant"
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts in the run: total_episodes over rollout_batch_size, rounded up."""
+        return -(-self.total_episodes // self.rollout_batch_size)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        rows = self.rollout_batch_size
+        allowed = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        if rows % self.num_mini_batches:
+            raise ValueError(f"num_mini_batches = {self.num_mini_batches} does not divide the {rows} rows of a rollout. Use one of {allowed}.")
+        if rows % self.num_samples_per_prompt:
+            raise ValueError(
+                f"num_samples_per_prompt = {self.num_samples_per_prompt} does not divide the {rows} rows of a rollout. Use one of {allowed}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        if self.objective != "clip":
+            self.refuse_without_effect(("cliprange", "cliprange_high"), f'objective = "{self.objective}" does not clip the ratio')
+        if self.objective != "penalty":
+            names = ("beta", "beta_controller", "beta_estimator", "beta_target", "beta_rate", "beta_horizon")
+            self.refuse_without_effect(names, f'objective = "{self.objective}" has no beta')
+        _refuse_rule_settings(self, "beta", self.beta_controller)
+        _refuse_rule_settings(self, "kl", self.kl_controller)
+        return self
+
+    @model_validator(mode="after")
+    def _check_tether(self) -> Self:
+        allowed = (
+            "Allowed: kl_in reward with policy_sft and exact, k1, k2 or k3; kl_in loss with policy_sft and exact or k2; "
+            "kl_in loss with sft_policy and exact."
+        )
+        if self.kl_direction == "sft_policy" and (self.kl_in, self.kl_estimator) != ("loss", "exact"):
+            raise ValueError(
+                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: KL(SFT || policy) is an "
+                f"expectation under the SFT model, which the policy's samples cannot estimate, and it is no cost of an action. {allowed}"
+            )
+        if self.kl_in == "loss" and self.kl_direction == "policy_sft" and self.kl_estimator in ("k1", "k3"):
+            why = {
+                "k1": "over the policy's own samples its expected gradient is zero",
+                "k3": "over the policy's own samples its gradient is that of KL(SFT || policy)",
+            }
+            raise ValueError(f"kl_in = 'loss' with kl_estimator = {self.kl_estimator!r}: {why[self.kl_estimator]}. {allowed}")
+        return self
+
+
+def _refuse_rule_settings(cfg: PPOConfig, prefix: str, rule: str) -> None:
+    """Refuses the targets, rates and horizons that the chosen coefficient rule does not read."""
+    used = {"fixed": (), "exponential": ("target", "rate"), "doubling": ("target",), "proportional": ("target", "horizon")}[rule]
+    unused = tuple(f"{prefix}_{name}" for name in ("target", "rate", "horizon") if name not in used)
+    cfg.refuse_without_effect(unused, f'{prefix}_controller = "{rule}" does not read it')
+
+
+class RewardSourceConfig(Section):
+    source: str | None = Field(None, description="a reward-model folder, or module:function")
+    batch_size: PositiveInt = Field(32, description="answers scored at once; changes nothing but memory and speed")
+
+
+class EvaluateConfig(Section):
+    num_prompts: PositiveInt = Field(256, description="held-out prompts, one answer of each model to each")
+    judges: tuple[str, ...] = Field((), description="vader, minilm, a reward-model folder, or module:function")
+    best_of: ZeroOrMoreInt = Field(0, description="n of the best-of-n baseline; 0: off")
+    against: str | None = Field(None, description="model to compare with; default: the reference in the run's manifest")
+
+
+class Config(Section):
+    """One file for all stages. A verb refuses sections that it does not read."""
+
+    seed: ZeroOrMoreInt = 0
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: the cores this process may use")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sft: SFTConfig = SFTConfig()
+    pairs: PairsConfig = PairsConfig()
+    reward: RewardConfig = RewardConfig()
+    reward_source: RewardSourceConfig = RewardSourceConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()

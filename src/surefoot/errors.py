@@ -1,0 +1,45 @@
+"""One base and a handful of children. A message says: what happened, where, which value, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+
+class SurefootError(Exception):
+    """Something a user can mend. The command line prints it as one line and exits with `exit_status`."""
+
+    exit_status = 2
+
+
+class ConfigError(SurefootError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(SurefootError):
+    """Data cannot be read, mixes formats, is empty, or does not fit the model."""
+
+
+class ModelError(SurefootError):
+    """A model, tokenizer or adapter cannot be loaded or does not fit its role."""
+
+
+class RewardError(SurefootError):
+    """A reward source raised, or returned something that is not one finite number a completion."""
+
+
+class EngineError(SurefootError):
+    """A rollout engine cannot be reached or answered wrongly."""
+
+
+class RunError(SurefootError):
+    """A run folder is in use, damaged, or belongs to another configuration."""
+
+
+class TrainingError(SurefootError):
+    """Training was stopped by an alarm: a number left the range in which learning is possible."""
+
+    exit_status = 3
+
+
+class Interrupted(SurefootError):
+    """SIGTERM or SIGINT arrived; the last complete state is saved and `--resume auto` goes on from it."""
+
+    exit_status = 75
