@@ -1,0 +1,51 @@
+"""A small made-up language of reviews, with raters: the `tiny` preset's sentences, ratings and gold judge, all drawn from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+SUBJECTS = (
+    "film plot cast score pace script scene ending hero villain music humor camera lighting dialog story acting opening sequel drama trailer "
+    "setting montage costume"
+).split()
+VERBS = "was seemed felt looked stayed became".split()
+ADVERBS = "truly rather very quite so".split()
+VALENCE = {
+    "superb": 3.5, "lovely": 3.0, "bright": 2.0, "moving": 2.5, "good": 1.5, "fine": 1.0, "plain": 0.0, "long": -0.5, "odd": -0.5,
+    "flat": -1.5, "dull": -2.0, "weak": -2.0, "bad": -2.5, "awful": -3.5,
+}  # fmt: skip
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """`count` sentences like "the plot seemed rather dull and long ." """
+    draw = random.Random(seed)
+    out = []
+    for _ in range(count):
+        words = ["the", draw.choice(SUBJECTS), draw.choice(VERBS)]
+        for k in range(draw.choice((1, 1, 2, 2, 3))):
+            words += ["and"] * (k > 0) + [draw.choice(ADVERBS)] * (draw.random() < 0.4) + [draw.choice(tuple(VALENCE))]
+        out.append(" ".join([*words, "."]))
+    return out
+
+
+def gold(texts: Sequence[str]) -> list[float]:
+    """The true rating of a text: the mean valence of its words of opinion, 0 where it has none."""
+    out = []
+    for text in texts:
+        found = [VALENCE[word] for word in text.split() if word in VALENCE]
+        out.append(sum(found) / len(found) if found else 0.0)
+    return out
+
+
+def rating(text: str, seed: int) -> float:
+    """One rater's rating: the gold one with noise of deviation 1, rounded, within -4..4."""
+    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+    noise = random.Random(digest).gauss(0, 1)
+    return float(max(-4, min(4, round(gold([text])[0] + noise))))
+
+
+def vocabulary_texts() -> list[str]:
+    """What the tiny tokenizer is trained on."""
+    return sentences(2000, seed=12345)
