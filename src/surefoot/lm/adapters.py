@@ -1,0 +1,68 @@
+"""LoRA adapters through PEFT, several on one backbone: which one is on, their weights, and the backbone with one merged in.
+
+PEFT switches adapters by rewriting `requires_grad` of every adapter; a graph that was built before the switch would then lose its
+gradients. `active_adapter` therefore restores the flags when the forward is over.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+def add_adapter(model: nn.Module, name: str, *, rank: int, alpha: float, seed: int) -> None:
+    """Puts a LoRA adapter on every linear layer but the head. It starts at zero, in float32, drawn from `seed`."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of a second adapter: several on one backbone are the design
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=name)
+    for _, parameter in adapter_parameters(model, name):
+        parameter.data = parameter.data.float()  # masters: bf16 would swallow small steps
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of one adapter, in the model's order."""
+    return [(key, parameter) for key, parameter in model.named_parameters() if f".{name}." in key and ".lora_" in key]
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [(key, module) for key, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Runs the block with adapter `name` on, all others off; None runs the bare backbone."""
+    layers = [layer for _, layer in _lora_layers(model)]
+    flags = [(p, p.requires_grad) for layer in layers for key in layer.adapter_layer_names for p in getattr(layer, key).parameters()]
+    for layer in layers:
+        if name is not None and name in layer.lora_A:
+            layer.set_adapter([name])
+            layer._disable_adapters = False
+        else:
+            layer.enable_adapters(False)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+    yield
+
+
+def plain_state_dict(model: nn.Module, merge: str | None = None) -> dict[str, Tensor]:
+    """The backbone's weights under their plain names, with adapter `merge` added in: W + (alpha / rank) B A."""
+    deltas = {}
+    if merge is not None:
+        deltas = {f"{key}.weight": layer.get_delta_weight(merge) for key, layer in _lora_layers(model) if merge in layer.lora_A}
+    plain = {}
+    for key, tensor in model.state_dict().items():
+        if ".lora_" in key:
+            continue
+        name = key.replace(".base_layer.", ".")
+        delta = deltas.pop(name, None)
+        plain[name] = tensor if delta is None else (tensor.float() + delta.float()).to(tensor.dtype)
+    return plain

@@ -1,0 +1,221 @@
+"""A pretrained causal language model and its tokenizer: by embedded name, folder, hub name, or as objects already loaded.
+
+No code from a model's folder is ever run: `trust_remote_code` stays off and no setting turns it on.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from surefoot.config import ModelConfig
+from surefoot.errors import ModelError
+from surefoot.lm.adapters import active_adapter, plain_state_dict
+from surefoot.lm.logits import Head
+from surefoot.lm.tokens import Codec
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """One copy of the weights, and how text becomes its tokens. `fingerprint` names the weights, `source` where they came from."""
+
+    model: Any
+    codec: Codec
+    fingerprint: str
+    source: str
+    autocast: torch.dtype | None = None  # compute dtype under full fine-tuning, whose weights stay float32
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    def head(self, temperature: float = 1.0) -> Head:
+        """The output embedding as a distribution's head."""
+        output = self.model.get_output_embeddings()
+        return Head(output.weight, getattr(output, "bias", None), temperature)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[Any]:
+        """The decoder with `adapter` on (None: all off), in the compute dtype."""
+        with (
+            active_adapter(self.model, adapter),
+            torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None),
+        ):
+            yield self.model.get_decoder()
+
+    def hidden(self, rows: Int[Tensor, "B L"], adapter: str | None, layer: int | None = None) -> Float[Tensor, "B L D"]:
+        """Final-normed states of right-padded rows, after the last layer or after `layer`.
+
+        Attention is causal and padding stands on the right, so no mask is needed and no real token's state depends on padding.
+        """
+        with self.using(adapter) as decoder:
+            trunk = decoder if layer is None or layer == self.num_layers else cut_trunk(decoder, layer)
+            states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
+        return states
+
+    def save(self, folder: Path, *, merge: str | None = None) -> None:
+        """Writes a folder that AutoModelForCausalLM and AutoTokenizer load, with adapter `merge` merged into the weights."""
+        config = copy.deepcopy(self.model.config)
+        config.pad_token_id = self.codec.pad_id
+        save_weights(type(self.model), config, plain_state_dict(self.model, merge), folder)
+        if getattr(self.model, "generation_config", None) is not None:
+            generation = copy.deepcopy(self.model.generation_config)
+            generation.pad_token_id = self.codec.pad_id
+            generation.save_pretrained(folder)
+        self.codec.tokenizer.save_pretrained(folder)
+
+
+def save_weights(kind: type, config: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Saves `weights` as a plain model of class `kind`; a tied head is left to the configuration."""
+    with torch.device("meta"):
+        plain = kind(config)
+    if config.get_text_config().tie_word_embeddings:
+        weights = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    plain.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+
+
+def cut_trunk(decoder: nn.Module, layer: int) -> nn.Module:
+    """The decoder up to and including block `layer`, with its final norm; the blocks are shared, not copied."""
+    total = int(decoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    if not 1 <= layer <= total:
+        raise ModelError(f"reward.layer = {layer} does not exist. The model has layers 1 to {total}.")
+    names = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == total]
+    if len(names) != 1:
+        raise ModelError(f"{type(decoder).__name__} has no single list of {total} blocks to cut. Leave reward.layer unset.")
+    trunk = copy.copy(decoder)
+    trunk._modules = dict(decoder._modules)
+    trunk._modules[names[0]] = nn.ModuleList(list(decoder._modules[names[0]])[:layer])  # type: ignore[arg-type]
+    trunk.config = cut_config(decoder.config, layer)
+    return trunk
+
+
+def cut_config(config: Any, layer: int) -> Any:
+    """A copy of a model's configuration with `layer` blocks; per-layer lists are cut along."""
+    short = copy.deepcopy(config)
+    total = short.num_hidden_layers
+    short.num_hidden_layers = layer
+    if isinstance(getattr(short, "layer_types", None), list) and len(short.layer_types) == total:
+        short.layer_types = short.layer_types[:layer]
+    return short
+
+
+def load_backbone(cfg: ModelConfig, device: torch.device | str = "cpu") -> Backbone:
+    """Loads `cfg.name`. Weights that are trained whole stay float32 and compute in cfg.dtype; frozen ones are kept in cfg.dtype."""
+    source = resolve(cfg.name)
+    full_bf16 = cfg.tuning == "full" and cfg.dtype == "bfloat16"
+    dtype = torch.float32 if full_bf16 else getattr(torch, cfg.dtype)
+    model, tokenizer = _from_pretrained(source, cfg.name, dtype)
+    return from_objects(model, tokenizer, cfg, source=str(source), device=device)
+
+
+def from_objects(model: Any, tokenizer: Any, cfg: ModelConfig, *, source: str = "object", device: torch.device | str = "cpu") -> Backbone:
+    """A backbone from objects already loaded. Raises ModelError where the tokenizer lacks EOS or pads with it."""
+    tokenizer = copy.deepcopy(tokenizer)
+    eos_ids = _eos_ids(model, tokenizer, source)
+    pad_id = _pad_id(model, tokenizer, eos_ids, source)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    codec = Codec(
+        tokenizer=tokenizer,
+        pad_id=pad_id,
+        eos_ids=eos_ids,
+        bos_id=tokenizer.bos_token_id,
+        context=min(limit, cfg.max_length or limit),
+        template=cfg.template,
+    )
+    model = model.to(device).eval().requires_grad_(False)
+    autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
+    return Backbone(model, codec, _fingerprint(source), source, autocast)
+
+
+def resolve(name: str) -> Path | str:
+    """`embedded` and `tiny` as the folders they are cached in, a folder as its path, anything else as a hub name."""
+    if name == "embedded":
+        from surefoot.lm.embedded import embedded_model_folder
+
+        return embedded_model_folder()
+    if name == "tiny":
+        from surefoot.lm.tiny import tiny_model_folder
+
+        return tiny_model_folder()
+    path = Path(name)
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ModelError(f"model.name = {name!r}: no such folder. Name a folder with weights, a hub name (owner/model), or embedded.")
+        return name
+    if not path.is_dir():
+        raise ModelError(f"model.name = {name!r} is a file. Name the folder that holds it.")
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHT_FILES):
+        raise ModelError(f"model.name = {name!r} holds no weights ({', '.join(WEIGHT_FILES)}). Name a folder written by save_pretrained.")
+    return path
+
+
+def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model.name = {name!r} cannot be loaded as a causal language model: {first} Name a folder, a hub name, or embedded."
+        ) from error
+    return model, tokenizer
+
+
+def _eos_ids(model: Any, tokenizer: Any, source: str) -> tuple[int, ...]:
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {source} has no EOS token, so no answer could end. Set tokenizer.eos_token.")
+    generation = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = generation if isinstance(generation, list) else []
+    return (int(tokenizer.eos_token_id), *(int(i) for i in more if i != tokenizer.eos_token_id))
+
+
+def _pad_id(model: Any, tokenizer: Any, eos_ids: tuple[int, ...], source: str) -> int:
+    """The tokenizer's pad id, or an unused id where it has none; never EOS, whose end would be masked away with the padding."""
+    if tokenizer.pad_token_id is None:
+        size = model.get_input_embeddings().weight.shape[0]
+        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token or "<|pad|>"})
+        if tokenizer.pad_token_id >= size:  # a new id: it only fills masked slots, but it must be a row of the embedding
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if tokenizer.pad_token_id in eos_ids:
+        raise ModelError(
+            f"the tokenizer of {source} pads with {tokenizer.pad_token!r}, which is also its EOS token: ends of answers would be masked away. "
+            "Set tokenizer.pad_token to another token (an unused special one will do) and save the tokenizer."
+        )
+    return int(tokenizer.pad_token_id)
+
+
+def _fingerprint(source: str) -> str:
+    """sha256 over a folder's weight files; the name itself for a hub model or an object."""
+    path = Path(source)
+    if not path.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for pattern in WEIGHT_FILES:
+        for file in sorted(path.glob(pattern)):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""Log-probs, entropy and exact KL from hidden states, in chunks: no tensor of all tokens times the vocabulary ever lives.
+
+A distribution over the next token is kept as the final-normed state that makes it (V/D times smaller than its logits) beside the head
+that turns it into logits. Temperature divides the logits of every distribution alike; log-softmax is in float32 whatever the weights are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from surefoot.core import kl_categorical
+
+CHUNK_ELEMENTS = 1 << 23  # logits a chunk holds: 32 MiB in float32, whatever the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output embedding as a function: logits = (states W^T + b) / temperature, float32."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    temperature: float
+
+    def logits(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        raw = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+        return raw.float() / self.temperature
+
+    def frozen_copy(self) -> Head:
+        """A copy that later optimiser steps do not move; the head itself where nothing trains it."""
+        if not self.weight.requires_grad:
+            return self
+        return Head(self.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone(), self.temperature)
+
+    @property
+    def chunk(self) -> int:
+        return max(1, CHUNK_ELEMENTS // self.weight.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDist:
+    """Next-token distributions of [B, T] positions: their states, where they count, and the head. Indexable by row."""
+
+    states: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"]
+    head: Head
+
+    def __getitem__(self, rows: Tensor) -> TokenDist:
+        return TokenDist(self.states[rows], self.mask[rows], self.head)
+
+    def frozen(self) -> TokenDist:
+        """The same distributions, out of reach of the optimiser."""
+        return TokenDist(self.states.detach(), self.mask, self.head.frozen_copy())
+
+
+def _statistics(states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    logp = torch.log_softmax(head.logits(states), dim=-1)
+    return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tensor:
+    return kl_categorical(head_p.logits(states_p), head_q.logits(states_q))
+
+
+def token_statistics(
+    states: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], head: Head
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """(log-prob of `tokens`, entropy) under the states' distributions, in nats; gradients recompute a chunk's logits."""
+    if not len(tokens):
+        empty = states.sum(-1).float()  # keeps the graph
+        return empty, empty
+    parts = [
+        checkpoint(_statistics, s, t, head, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else _statistics(s, t, head)
+        for s, t in zip(states.split(head.chunk), tokens.split(head.chunk), strict=True)
+    ]
+    return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def exact_kl(p: TokenDist, q: TokenDist) -> Float[Tensor, "B T"]:
+    """KL(p || q) over the vocabulary at each position, in nats, exact; differentiable in both. 0 outside the mask."""
+    states_p, states_q = p.states[p.mask], q.states[p.mask]
+    zeros = p.states.new_zeros(p.mask.shape, dtype=torch.float32)
+    if not len(states_p):
+        return zeros
+    parts = [
+        checkpoint(_kl, a, b, p.head, q.head, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else _kl(a, b, p.head, q.head)
+        for a, b in zip(states_p.split(p.head.chunk), states_q.split(p.head.chunk), strict=True)
+    ]
+    return zeros.masked_scatter(p.mask, torch.cat(parts))

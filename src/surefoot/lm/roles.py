@@ -1,0 +1,150 @@
+"""Policy, reference, critic and reward on one backbone.
+
+With adapters one copy of the weights serves all: the policy is a LoRA adapter that starts at zero, so that adapter off IS the SFT
+reference; the critic is a head on the policy's states, or has an adapter of its own; a reward head reads the bare backbone. With full
+fine-tuning the reference is a frozen copy, and a critic with `critic = "model"` another.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from surefoot.lm.adapters import adapter_parameters, add_adapter
+from surefoot.lm.backbone import Backbone, cut_trunk
+from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
+from surefoot.lm.tokens import Context, joined_rows, last_states, pad_right, states_before
+from surefoot.types import Evaluation
+
+CriticKind = Literal["detached", "shared", "adapter", "model"]
+
+
+class LanguageActorCritic(nn.Module):
+    """The token MDP's actor-critic: a step is a token, a state the text before it. Dropout is off whatever mode it is in.
+
+    `evaluate` gives log-prob and entropy (nats, at `temperature`) of response tokens and the values before and after each.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, tuning: Literal["lora", "full"], critic: CriticKind, temperature: float, rank: int, alpha: float, seed: int
+    ) -> None:
+        super().__init__()
+        self.backbone, self.critic, self.temperature = backbone, critic, temperature
+        self.model: nn.Module = backbone.model
+        self.policy_adapter = "policy" if tuning == "lora" else None
+        self._critic_backbone = _copy(backbone) if critic == "model" else None
+        self._reference_backbone = _copy(backbone) if tuning == "full" else backbone
+        if self.policy_adapter:
+            add_adapter(self.model, "policy", rank=rank, alpha=alpha, seed=seed)
+        else:
+            self.model.requires_grad_(True)
+        if critic == "adapter":
+            add_adapter(self.model, "critic", rank=rank, alpha=alpha, seed=seed + 1)
+        if self._critic_backbone is not None:
+            self.critic_model: nn.Module = self._critic_backbone.model.get_decoder().requires_grad_(True)
+        self.value_head = nn.Linear(backbone.width, 1).to(backbone.device)
+        nn.init.zeros_(self.value_head.weight)  # V = 0 at the first step, near the mean of a centred reward
+        nn.init.zeros_(self.value_head.bias)
+        self.eval()
+
+    def train(self, mode: bool = True) -> LanguageActorCritic:
+        """Keeps dropout off: with it the ratio of the first minibatch would not be 1."""
+        return super().train(False)
+
+    def named_policy_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        if self.policy_adapter:
+            return adapter_parameters(self.model, self.policy_adapter)
+        critic = {id(p) for _, p in adapter_parameters(self.model, "critic")}
+        return [(name, p) for name, p in self.model.named_parameters() if id(p) not in critic]
+
+    def named_critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        named = [(f"value_head.{name}", p) for name, p in self.value_head.named_parameters()]
+        if self.critic == "adapter":
+            named += adapter_parameters(self.model, "critic")
+        if self.critic == "model":
+            named += [(f"critic.{name}", p) for name, p in self.critic_model.named_parameters()]
+        return named
+
+    def evaluate(self, states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
+        """What the policy and the critic say of the responses `actions` to `states`."""
+        evaluation: Evaluation = self(states, actions)
+        return evaluation
+
+    def forward(self, states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
+        rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
+        steps = states.mask.shape[1]
+        policy = states_before(self.backbone.hidden(rows, self.policy_adapter), lengths, steps)
+        values = self._values(rows, lengths, steps, policy)
+        dist = TokenDist(policy[:, :-1], states.mask, self.backbone.head(self.temperature))
+        logp, entropy = self._at_mask(dist, actions)
+        return Evaluation(logp=logp, values=values[:, :-1], next_values=values[:, 1:], entropy=entropy, dist=dist)
+
+    @torch.no_grad()
+    def reference(self, states: Context, actions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T"], TokenDist]:
+        """Log-probs and distributions of the SFT model: the bare backbone, or its frozen copy."""
+        rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
+        reference = self._reference_backbone
+        hidden = states_before(reference.hidden(rows, None), lengths, states.mask.shape[1])
+        dist = TokenDist(hidden[:, :-1], states.mask, reference.head(self.temperature))
+        return self._at_mask(dist, actions)[0], dist
+
+    def kl(self, dist_p: TokenDist, dist_q: TokenDist) -> Float[Tensor, "B T"]:
+        """Exact KL(p || q) over the vocabulary, nats; 0 outside the mask."""
+        return exact_kl(dist_p, dist_q)
+
+    def _values(self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor) -> Float[Tensor, "B T_plus_1"]:
+        match self.critic:
+            case "detached":
+                states = policy.detach()
+            case "shared":
+                states = policy
+            case "adapter":
+                states = states_before(self.backbone.hidden(rows, "critic"), lengths, steps)
+            case "model":
+                assert self._critic_backbone is not None  # set in __init__ for this kind
+                states = states_before(self._critic_backbone.hidden(rows, None), lengths, steps)
+        return self.value_head(states.float())[..., 0]
+
+    @staticmethod
+    def _at_mask(dist: TokenDist, actions: Tensor) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        logp, entropy = token_statistics(dist.states[dist.mask], actions[dist.mask], dist.head)
+        zeros = torch.zeros(dist.mask.shape, dtype=torch.float32, device=logp.device)
+        return zeros.masked_scatter(dist.mask, logp), zeros.masked_scatter(dist.mask, entropy)
+
+
+def _copy(backbone: Backbone) -> Backbone:
+    return Backbone(copy.deepcopy(backbone.model).requires_grad_(False), backbone.codec, backbone.fingerprint, backbone.source, backbone.autocast)
+
+
+class RewardScorer(nn.Module):
+    """R(x, y): a linear head on the final-normed state of the last token, after block `layer` of the backbone.
+
+    `adapter` names the adapter that it reads through, None the bare backbone. Scores are raw: normalisation belongs to the source.
+    """
+
+    def __init__(self, backbone: Backbone, *, layer: int | None, adapter: str | None, seed: int) -> None:
+        super().__init__()
+        self.backbone, self.layer, self.adapter = backbone, layer or backbone.num_layers, adapter
+        self.model: nn.Module = backbone.model
+        self.score = nn.Linear(backbone.width, 1, bias=False).to(backbone.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            nn.init.normal_(self.score.weight, std=(backbone.width + 1) ** -0.5)
+        if self.layer != backbone.num_layers:
+            cut_trunk(backbone.model.get_decoder(), self.layer)  # refuses a layer that is not there, before training starts
+
+    def features(self, rows: list[list[int]]) -> Float[Tensor, "B D"]:
+        """States at the last tokens of token rows, float32."""
+        ids, mask = pad_right(rows, self.backbone.codec.pad_id)
+        ids, mask = ids.to(self.backbone.device), mask.to(self.backbone.device)
+        return last_states(self.backbone.hidden(ids, self.adapter, self.layer), mask.sum(1)).float()
+
+    def head(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        return self.score(features)[:, 0]
+
+    def forward(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
+        return self.head(self.features(rows))
