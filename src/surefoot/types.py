@@ -117,7 +117,8 @@ class UpdateStats:
     `approx_kl` is the mean over the update, `kl_after` KL(old || new) after the last step. `clip_fraction` counts steps where the
     clip cuts the gradient; `outside_fraction` those with |ratio - 1| > epsilon. `grad_norm` is before clipping,
     `grad_norm_clipped` after. `kl_tether` is the tether's mean KL where it stands in the loss, else 0. `skipped` counts steps that
-    the finite guard refused, `skip_reason` says why ("" when none).
+    the finite guard refused, `skip_reason` says why ("" when none), `skipped_in_row` counts those at the end of the update: hand it to
+    the next one.
     """
 
     loss_policy: float
@@ -141,6 +142,7 @@ class UpdateStats:
     skipped: int
     skip_reason: str
     stopped_early: bool
+    skipped_in_row: int = 0
 
 
 class ActorCritic(Protocol):
@@ -153,6 +155,14 @@ class ActorCritic(Protocol):
         ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+    def named_policy_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """What the policy's loss trains, a shared trunk included. With the critic's it covers every trainable weight, each once."""
+        ...
+
+    def named_critic_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """What the critic alone owns; critic warm-up moves these and nothing else."""
+        ...
 
 
 class RolloutEngine(Protocol):
@@ -184,7 +194,9 @@ class Runtime(Protocol):
 
     def max(self, x: Tensor) -> Tensor: ...
 
-    def step(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> tuple[float, bool]:
+    def step(
+        self, module: torch.nn.Module | ActorCritic, optimizer: torch.optim.Optimizer, max_grad_norm: float | None
+    ) -> tuple[float, bool]:
         """Clips the global gradient norm and steps if it is finite. Returns (norm before clipping, stepped)."""
         ...
 
