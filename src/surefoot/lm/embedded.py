@@ -80,7 +80,7 @@ def _convert(packed: Path, folder: Path) -> None:
             model = LlamaForCausalLM(config)
         model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
         model.tie_weights()
-        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
         model.save_pretrained(folder)
