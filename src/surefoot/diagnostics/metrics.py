@@ -1,0 +1,85 @@
+"""Every recorded number, in one table: what it is, formula, denominator, unit, healthy range, what to do when it leaves it.
+
+docs/metrics.md is written from here (`python -m surefoot.diagnostics.metrics > docs/metrics.md`) and the report takes its
+explanations from here. A test compares the page with the table, another the table with what runs record.
+"""
+
+from __future__ import annotations
+
+from surefoot.diagnostics.metric_tables import Metric
+from surefoot.diagnostics.metric_tables.ppo import PPO
+from surefoot.diagnostics.metric_tables.ppo_health import PPO_HEALTH
+from surefoot.diagnostics.metric_tables.training import CONTROL, PAIRS, REWARD, SFT
+from surefoot.diagnostics.metric_tables.verdict import VERDICT
+
+__all__ = ["GROUPS", "METRICS", "Metric", "find_metric", "is_known", "known_keys", "metrics_page", "verdict_keys"]
+
+GROUPS: dict[str, tuple[Metric, ...]] = {
+    "PPO for language models": PPO + PPO_HEALTH,
+    "Supervised fine-tuning": SFT,
+    "Reward model": REWARD,
+    "Pairs": PAIRS,
+    "Control": CONTROL,
+    "Verdict": VERDICT,
+}
+
+METRICS: dict[str, Metric] = {metric.key: metric for group in GROUPS.values() for metric in group}
+
+_INTRODUCTION = """# Metrics
+
+Every number that a run records, with its formula, what it is divided by, its unit, where it should be, and what to do when it
+is not. `metrics.jsonl` holds one object a step, `step` first; `timings.jsonl` holds wall times, so that two equal runs give
+equal metrics; `verdict.json` holds the figures of an evaluation. All means are over what the mask keeps: padding changes no
+number. This page is written by `python -m surefoot.diagnostics.metrics`.
+
+The healthy ranges are those of small models and short answers (tens of tokens). They are where to look first, not laws.
+
+Symbols: pi_theta is the policy, pi_old the policy that sampled, pi_SFT the reference, r = pi_theta / pi_old, A the advantage,
+R the reward or, for the critic, the return, V the value. Logarithms are natural: 1 nat = 1.44 bits.
+"""
+
+
+def known_keys() -> frozenset[str]:
+    """All documented keys. A key that ends in `*` stands for a family; ask `is_known` about one recorded key."""
+    return frozenset(METRICS) | {"step"}
+
+
+def is_known(key: str) -> bool:
+    """Whether a recorded key is documented, by its name or by its family."""
+    return key == "step" or find_metric(key) is not None
+
+
+def verdict_keys() -> frozenset[str]:
+    """The keys that verdict.json may hold."""
+    return frozenset(metric.key for metric in VERDICT)
+
+
+def find_metric(key: str) -> Metric | None:
+    """The entry of `key`: the exact one, else its family's, else None."""
+    exact = METRICS.get(key)
+    return exact if exact is not None else next((m for m in METRICS.values() if m.covers(key)), None)
+
+
+def metrics_page() -> str:
+    """docs/metrics.md: a section a kind of run, an entry a number."""
+    parts = [_INTRODUCTION]
+    for name, group in GROUPS.items():
+        parts.append(f"\n## {name}\n")
+        parts.extend(_entry(metric) for metric in group)
+    return "".join(parts)
+
+
+def _entry(metric: Metric) -> str:
+    return (
+        f"\n### `{metric.key}`\n\n"
+        f"**{metric.title}.** {metric.what}\n\n"
+        f"- Formula: {metric.formula}\n"
+        f"- Over: {metric.denominator}\n"
+        f"- Unit: {metric.unit}\n"
+        f"- Healthy: {metric.healthy}\n"
+        f"- Otherwise: {metric.what_to_do}\n"
+    )
+
+
+if __name__ == "__main__":
+    print(metrics_page(), end="")
