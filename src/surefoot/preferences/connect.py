@@ -1,0 +1,98 @@
+"""Opening a store's SQLite file: durable settings, the schema, and SQLite's errors as one clear line each."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from surefoot.errors import DataError
+from surefoot.preferences.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+
+
+def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connection:
+    """A connection that syncs every commit and enforces foreign keys, to a file that is known to be a store.
+
+    Transactions are begun by hand (`isolation_level` None), and threads share the connection under the store's lock.
+    """
+    if not path.exists() and not create:
+        raise DataError(f"no preference store at {path}. Make one with `surefoot pairs` or `surefoot import`, or mend the path.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, not a preference store. Name a file, such as {path / 'preferences.db'}.")
+    if not path.parent.is_dir():
+        raise DataError(f"cannot make {path}: there is no folder {path.parent}. Make it first, or mend the path.")
+    with clear_errors(path):
+        connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+        try:
+            _check_or_create(connection, path)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _check_or_create(connection: sqlite3.Connection, path: Path) -> None:
+    if not _is_store(connection, path):
+        connection.execute("PRAGMA journal_mode = WAL")  # kept in the file's header from here on
+        connection.execute("BEGIN IMMEDIATE")
+        if not _is_store(connection, path):  # another process may have been first
+            for statement in _statements(SCHEMA):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+
+
+def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
+    """True for a store of a known version, False for an empty file.
+
+    Raises:
+        DataError: another program's SQLite file, or a store of a newer version.
+    """
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application == APPLICATION_ID:
+        if version > SCHEMA_VERSION:
+            raise DataError(
+                f"{path} was written by a newer Surefoot (store version {version}; this one reads up to {SCHEMA_VERSION}). "
+                "Upgrade with `pip install -U surefoot`."
+            )
+        return True
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise DataError(f"{path} is an SQLite file of another program, not a preference store. Name another file.")
+    return False
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would commit, and the schema must appear whole or not at all."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into a DataError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: sqlite3.Error) -> str:
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the low byte is the primary code
+        case sqlite3.SQLITE_NOTADB:
+            return f"{path} is not a preference store (it is no SQLite file). Name a store, or a new file."
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return f"{path} is locked: another process is writing to it. Wait until it is done, or end it."
+        case sqlite3.SQLITE_CORRUPT:
+            return f"{path} is damaged ({error}). Restore a copy, or save what is readable with `sqlite3 {path} .recover`."
+        case sqlite3.SQLITE_FULL:
+            return f"{path} cannot grow: the disk is full. Free some space; all votes acknowledged so far are kept."
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
+            return f"{path} cannot be opened for writing ({error}). Check the permissions of the file and its folder."
+    return f"{path}: {error}."
