@@ -6,6 +6,7 @@ Everything is read off the schema in config.py, but for the names that other sys
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import types
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,6 @@ OTHER_NAMES = {
     "num_episodes": "ppo.total_episodes",
     "num_generations": "ppo.num_samples_per_prompt",
     "num_train_epochs": "num_epochs",
-    "pairs_file": "data.train",
     "per_device_train_batch_size": "micro_batch_size",
     "ppo_epochs": "ppo.num_ppo_epochs",
     "ppo_mini_batch_size": "ppo.num_mini_batches",
@@ -171,7 +171,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 def shown(value: Any) -> str:
     """A value as YAML writes it, cut to what fits on a line."""
-    text = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:70]}... ({len(text)} characters)"
 
 

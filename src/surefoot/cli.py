@@ -1,0 +1,246 @@
+"""The verbs. Each turns words into a configuration and a run folder and hands both to its stage; parts are imported inside functions,
+so that `--help` answers without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from surefoot import __version__
+from surefoot.errors import ConfigError, DataError, Interrupted, SurefootError
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+
+USAGE_STATUS = 2
+
+STAGES = {
+    "demo": "surefoot.stages.demo",
+    "sft": "surefoot.stages.sft",
+    "pairs": "surefoot.stages.pairs",
+    "reward": "surefoot.stages.reward",
+    "ppo": "surefoot.stages.ppo_lm",
+    "evaluate": "surefoot.stages.evaluate",
+}
+
+SETTINGS_HELP = (
+    "A YAML file, and settings that win over it, each with its section: --ppo.cliprange 0.1 or --ppo.cliprange=0.1. "
+    "--dry-run prints every setting of the verb with its meaning."
+)
+
+app = typer.Typer(
+    name="surefoot",
+    epilog="Exit status: 0 done; 1 a bug; 2 bad configuration or data; 3 stopped by an alarm; 75 interrupted, run again to go on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback
+)
+
+FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
+OPTIONS = ("out", "resume", "dry-run", "help")
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN.yaml --SECTION.SETTING VALUE", help=SETTINGS_HELP, show_default=False)
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/VERB")]
+Resume = Annotated[Literal["auto", "never"], typer.Option(help="auto: go on from the newest complete checkpoint; never: refuse a folder in use.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, sizes and the memory plan, then stop. Writes nothing.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"surefoot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def surefoot(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Language models from human preferences with PPO: small, sure steps."""
+
+
+@app.command(context_settings=FORWARD)
+def demo(
+    words: Words = None,
+    preset: Annotated[Literal["default", "tiny"], typer.Option(help="tiny: under a minute, on a model made on the spot.")] = "default",
+    out: Out = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """The whole loop on a real model and human ratings: SFT, reward model, PPO, report."""
+    _train("demo", words, out, resume, dry_run, preset=preset)
+
+
+@app.command(context_settings=FORWARD)
+def sft(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Supervised fine-tuning on completions, conversations or plain text."""
+    _train("sft", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def pairs(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Two or more answers to each prompt, into a preference store."""
+    _train("pairs", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def reward(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """A reward model from preferences."""
+    _train("reward", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def ppo(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """PPO-Clip, PPO-Penalty or plain policy gradient, tethered to the SFT model."""
+    _train("ppo", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def evaluate(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
+    """Win rate, KL, length and diversity on held-out prompts, by judges that were never trained on."""
+    _train("evaluate", words, out, resume, dry_run)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """One self-contained report.html for a run folder."""
+    if not run.is_dir():
+        raise DataError(f"no run folder {run}. Name the folder that a verb wrote, for example runs/demo.")
+    typer.echo(importlib.import_module("surefoot.diagnostics.report").write_report(run))
+
+
+@app.command(context_settings=FORWARD)
+def chat(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, a model folder, or a hub name.")],
+    words: Words = None,
+) -> None:
+    """Talk to a model."""
+    path, overrides = split_words(words or [])
+    if any(word.partition("=")[0] == "--model.name" for word in overrides):
+        raise ConfigError("command line: --model.name is given, but chat takes the model as its first word.")
+    cfg = _load("chat", path, overrides)
+    importlib.import_module("surefoot.stages.chat").run(model, cfg)
+
+
+@app.command()
+def doctor() -> None:
+    """Is everything in place? Python, torch, threads, disk, memory, the cached model, and the arithmetic of the core."""
+    from surefoot.doctor import examine
+
+    raise typer.Exit(examine(typer.echo))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Preferences, JSONL: {prompt, chosen, rejected[, margin]}.")],
+    store: Annotated[Path, typer.Option(help="Preference store (SQLite); made when missing.")],
+    source: Annotated[str, typer.Option(help="Who voted: ratings, human:NAME or function:NAME.")] = "human:import",
+) -> None:
+    """Preferences from a file into a store."""
+    from surefoot.preferences.interchange import import_file
+
+    typer.echo(import_file(store, file, source))
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Option(help="Preference store (SQLite).")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    format: Annotated[Literal["trl"], typer.Option(help="trl: JSONL with prompt, chosen, rejected[, margin].")] = "trl",
+) -> None:
+    """Preferences from a store into a file."""
+    from surefoot.preferences.interchange import export_file
+
+    typer.echo(export_file(store, out, format))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit status. What a user can mend is one line on stderr; a bug leaves as an exception."""
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # whichever click typer brings with it
+    try:
+        status = app(list(arguments), prog_name="surefoot", standalone_mode=False)
+    except SurefootError as problem:
+        _complain(type(problem).__name__, str(problem))
+        return problem.exit_status
+    except KeyboardInterrupt:
+        _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")
+        return Interrupted.exit_status
+    except usage_error as problem:
+        _complain("UsageError", f"{str(problem).rstrip('.')}{'' if str(problem).endswith('?') else '.'} See surefoot --help.")
+        return USAGE_STATUS
+    except typer.Abort:
+        return Interrupted.exit_status
+    except BrokenPipeError:  # `surefoot ... | head`
+        sys.stderr.close()
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The YAML file, if the words name one, and the overrides: a word that follows `--name` is its value."""
+    path: Path | None = None
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            overrides.append(word)
+            if "=" not in word and rest and not rest[0].startswith("--"):
+                overrides.append(rest.pop(0))
+        elif path is None:
+            path = Path(word)
+        else:
+            raise ConfigError(f"command line: two files, {path} and {word}. Name one; settings are written --SECTION.SETTING VALUE.")
+    return path, overrides
+
+
+def _complain(name: str, message: str) -> None:
+    for line in message.splitlines() or [""]:
+        print(f"{name}: {line}", file=sys.stderr)
+
+
+def _load(verb: str, path: Path | None, overrides: Sequence[str], preset: str | None = None) -> Config:
+    from surefoot.config_file import load_config
+
+    options = (*OPTIONS, "preset") if verb == "demo" else OPTIONS
+    return load_config(path, overrides, verb=verb, preset=preset, options=options)
+
+
+def _train(
+    verb: str, words: Sequence[str] | None, out: Path | None, resume: Literal["auto", "never"], dry_run: bool, preset: str | None = None
+) -> None:
+    """What every training verb does: settings, run folder, stage."""
+    path, overrides = split_words(words or [])
+    cfg = _load(verb, path, overrides, preset)
+    folder_path = out if out is not None else Path("runs") / verb
+    if dry_run:
+        from surefoot.dry_run import describe
+
+        typer.echo(describe(cfg, verb, folder_path))
+        return
+    from surefoot.launch import single
+
+    single(cfg, lambda: _run_stage(verb, cfg, folder_path, resume))
+
+
+def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"]) -> None:
+    from surefoot.progress import make_progress
+    from surefoot.runs import RunFolder
+
+    stage = importlib.import_module(STAGES[verb])
+    progress = make_progress()
+    with RunFolder.open(path, verb=verb, cfg=cfg, resume=resume) as folder:
+        if folder.is_done:
+            progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
+            return
+        progress.say(f"{verb}: run folder {path}")
+        try:
+            stage.run(cfg, folder, progress)
+        finally:
+            progress.stop()
+        progress.say(f"{verb}: done, {path}")

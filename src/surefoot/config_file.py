@@ -1,0 +1,243 @@
+"""From YAML and dotted overrides to a `Config`, and back. Every refusal is one line: where, which setting, its value, what is allowed.
+
+Three layers, later ones win: a preset of the verb, the user's file, the command line (`--ppo.cliprange 0.1` or
+`--ppo.cliprange=0.1`). A name twice within a layer is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from surefoot.config import Config
+from surefoot.config_names import allowed, fields, kinds, listing, members, nearest, sections, shown
+from surefoot.config_yaml import Setting, parse_value, read_settings, settings_of
+from surefoot.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+# Which sections a verb reads. `seed` and `threads` are read by all. A setting of another section would have no effect, so it is refused.
+VERB_SECTIONS = {
+    "sft": ("model", "data", "sft"),
+    "pairs": ("model", "data", "pairs", "rollout"),
+    "reward": ("model", "data", "reward"),
+    "ppo": ("model", "data", "rollout", "ppo", "reward_source"),
+    "evaluate": ("model", "data", "rollout", "evaluate", "reward_source"),
+    "chat": ("model", "rollout"),
+    "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and judges, and trains its reward model
+    "control": ("control", "ppo"),
+}
+
+PRESETS = {"demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"}}
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str], *, verb: str, preset: str | None = None, options: Sequence[str] = ()
+) -> Config:
+    """The configuration of one run of `verb`. Settings that nobody wrote keep the schema's defaults.
+
+    `options` are names of command-line options that are no settings; they only help to guess what a misspelt one meant.
+
+    Raises: ConfigError, one line for each problem that was found.
+    """
+    layers = []
+    if preset is not None:
+        layers.append(_preset(verb, preset))
+    if path is not None:
+        layers.append(read_settings(path))
+    layers.append(_overrides(overrides))
+    _refuse_unknown([setting for layer in layers for setting in layer], verb, options)
+    settings = {setting.path: setting for layer in layers for setting in layer}
+    _refuse_unread(list(settings.values()), verb)
+    return _validate(settings)
+
+
+def dump_config(cfg: Config, *, only: Sequence[str] | None = None, comments: bool = False) -> str:
+    """YAML with every setting; reading it gives an equal Config. `only` keeps the named sections; `comments` adds what each means."""
+    known = sections()
+    lines: list[str] = []
+    for name, info in Config.model_fields.items():
+        value = getattr(cfg, name)
+        if name not in known:
+            lines.append(_line(name, value, info.description if comments else None))
+        elif only is None or name in only:
+            lines += ["", f"{name}:"] if comments else [f"{name}:"]
+            lines += [
+                "  " + _line(key, getattr(value, key), field.description if comments else None)
+                for key, field in known[name].model_fields.items()
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: Any, comment: str | None) -> str:
+    return f"{key}: {_scalar(value)}" + (f"  # {comment}" if comment else "")
+
+
+def _scalar(value: Any) -> str:
+    """One value on one line, such that YAML 1.1 and 1.2 readers both read it back."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            # repr writes 1e-05, which YAML 1.1 takes for text
+            return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
+        case int():
+            return str(value)
+        case tuple() | list():
+            return f"[{', '.join(_scalar(item) for item in value)}]"
+        case str() if re.fullmatch(r"[A-Za-z_][\w./:-]*[\w/]", value, re.ASCII) and parse_value(value, "") == value == yaml.safe_load(value):
+            return value
+        case _:
+            return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
+
+
+def _preset(verb: str, name: str) -> list[Setting]:
+    known = PRESETS.get(verb, {})
+    if name not in known:
+        what = f"Presets: {listing(list(known))}." if known else f"surefoot {verb} has no presets."
+        raise ConfigError(f"no preset {name!r} for surefoot {verb}. {what}")
+    text = (files("surefoot") / "presets" / known[name]).read_text(encoding="utf-8")
+    return settings_of(text, f"preset {name}")
+
+
+def _overrides(tokens: Sequence[str]) -> list[Setting]:
+    """`--a.b VALUE`, `--a.b=VALUE` or `a.b=VALUE`, as settings."""
+    found: dict[tuple[str, ...], Setting] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        name, equals, text = token.removeprefix("--").partition("=")
+        if not equals:
+            if not token.startswith("--"):
+                raise ConfigError(f"{COMMAND_LINE}: {token!r} is no setting. Write --SECTION.SETTING VALUE, for example --ppo.cliprange 0.1.")
+            if rest and not rest[0].startswith("--"):
+                text = rest.pop(0)
+            elif name in fields():
+                raise ConfigError(f"{COMMAND_LINE}: --{name} has no value. Write --{name} VALUE.")
+        path = tuple(name.replace("-", "_").split("."))
+        if path in found:
+            raise ConfigError(f"{COMMAND_LINE}: {'.'.join(path)} is given twice. Remove one of the two.")
+        found[path] = _override(path, text)
+    return list(found.values())
+
+
+def _override(path: tuple[str, ...], text: str) -> Setting:
+    """One override. Where the schema asks for text, the words are taken as they stand: `--model.name 7b` needs no quotes."""
+    info = fields().get(".".join(path))
+    types = kinds(info.annotation) if info is not None else set()
+    if types - {type(None)} == {str} and not (type(None) in types and text in ("null", "~", "")):
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+        return Setting(path, parse_value(text, COMMAND_LINE) if quoted else text, COMMAND_LINE, text)
+    if tuple in types and not text.lstrip().startswith("["):
+        return Setting(path, [text], COMMAND_LINE, text)
+    return Setting(path, parse_value(text, COMMAND_LINE), COMMAND_LINE, text)
+
+
+def _refuse_unknown(settings: Sequence[Setting], verb: str, options: Sequence[str]) -> None:
+    known, homes = fields(), sections()
+    problems = []
+    for setting in settings:
+        dotted = any("." in part for part in setting.path)
+        if setting.name in known and not dotted:
+            continue
+        if setting.name in homes:
+            if setting.value is None and setting.where != COMMAND_LINE:
+                continue  # `ppo:` with nothing below it sets nothing
+            first = next(iter(homes[setting.name].model_fields))
+            what = f"{setting.name} is a section, not a setting. Set one of its settings, for example {setting.name}.{first}."
+        elif dotted and len(setting.path) == 1:
+            home, _, key = setting.name.partition(".")
+            what = f"no setting {setting.name!r} at the top level. Write `{home}:` and, indented on the next line, `{key}: {setting.text}`."
+        else:
+            flags = [f"--{option}" for option in options]
+            flag = difflib.get_close_matches(f"--{setting.name.replace('_', '-')}", flags, n=1, cutoff=0.75)
+            guess = f"Did you mean {flag[0]}?" if flag else nearest(setting.name, VERB_SECTIONS[verb])
+            what = f"no setting {setting.name}. {guess or f'`surefoot {verb} --dry-run` prints all that there are.'}"
+        problems.append(f"{setting.where}: {what}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _refuse_unread(settings: Sequence[Setting], verb: str) -> None:
+    """Refuses sections that the verb does not read. Values equal to the default pass: a run's own config.yaml names them all."""
+    read, known = VERB_SECTIONS[verb], fields()
+    problems = []
+    for setting in settings:
+        home = setting.path[0]
+        if len(setting.path) == 1 or home in read:
+            continue
+        default = known[setting.name].default
+        if setting.value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        verbs = [other for other, homes in VERB_SECTIONS.items() if home in homes]
+        problems.append(
+            f"{setting.where}: {setting.name} = {shown(setting.value)} has no effect: surefoot {verb} reads the sections "
+            f"{listing(read, 'and')}. Remove it; {home} is for surefoot {listing(verbs)}."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _validate(settings: Mapping[tuple[str, ...], Setting]) -> Config:
+    known = fields()
+    problems = [
+        _refusal(setting) for setting in settings.values() if setting.name in known and not _has_right_type(setting.value, known[setting.name].annotation)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    nested: dict[str, Any] = {}
+    for path, setting in settings.items():
+        value = tuple(setting.value) if isinstance(setting.value, list) else setting.value
+        if len(path) == 1 and setting.name in known:
+            nested[path[0]] = value
+        elif len(path) == 2:
+            nested.setdefault(path[0], {})[path[1]] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as problem:
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(error, settings) for error in problem.errors()))) from None
+
+
+def _has_right_type(value: Any, annotation: Any) -> bool:
+    """Whether the YAML type fits, before pydantic looks at ranges: it would take "3" for 3 and true for 1.0."""
+    types = kinds(annotation)
+    if isinstance(value, list):
+        return tuple in types and all(isinstance(item, str) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return bool(types & {int, float})
+    if isinstance(value, float):  # a whole number may be written 1e4
+        return float in types or (int in types and value.is_integer())
+    return type(value) in types
+
+
+def _refusal(setting: Setting) -> str:
+    """"run.yaml line 3: ppo.gamma = 2 is not allowed. Allowed: a number of at least 0 and of at most 1."""
+    info = fields()[setting.name]
+    words = [str(member) for member in members(info.annotation)]
+    close = difflib.get_close_matches(str(setting.value), words, n=1) if words else []
+    guess = f" Did you mean {close[0]}?" if close else ""
+    return f"{setting.where}: {setting.name} = {shown(setting.value)} is not allowed. Allowed: {allowed(info)}.{guess}"
+
+
+def _sentence(error: ErrorDetails, settings: Mapping[tuple[str, ...], Setting]) -> str:
+    """One pydantic error in one line. A validator of the schema speaks for itself; it is told where its settings were written."""
+    path = tuple(str(part) for part in error["loc"][:2])
+    if error["type"] != "value_error":
+        return _refusal(settings[path])
+    said = str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
+    homes = sections()
+    keys = homes[path[0]].model_fields if path and path[0] in homes else {}
+    named = [(*path, word) if word in keys else tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)?", said)]
+    where = next((settings[name].where for name in named if name in settings), "")
+    prefix = f"{path[0]}." if path and re.match(r"[a-z_]+", said + " ").group() in keys else f"{path[0]}: " if path else ""
+    return (f"{where}: " if where else "") + prefix + said

@@ -1,0 +1,176 @@
+"""`surefoot doctor`: is everything in place, and does the arithmetic hold on this machine? One line a check."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from surefoot.launch import usable_cores
+
+NEEDED_DISK = 3 * 2**30  # the cached model, a run folder with two checkpoints, and room
+NEEDED_MEMORY = 4 * 2**30  # the demo's measured peak is below this
+
+EXTRAS = {
+    "demo": ("vaderSentiment",),
+    "control": ("gymnasium", "mujoco"),
+    "label": ("fastapi", "uvicorn"),
+    "datasets": ("datasets", "pyarrow"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, what was found, and what to do about it. "NOTE" is a fact that is no fault."""
+
+    status: Literal["PASS", "FAIL", "NOTE"]
+    what: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status}  {self.what}: {self.found}" + (f". {self.advice}" if self.advice else "")
+
+
+def examine(say: Callable[[str], object]) -> int:
+    """Says every finding as soon as it is known; 0 when none failed, else 1."""
+    failed = 0
+    for check in (check_python, check_torch, check_threads, check_disk, check_memory, check_embedded_model, check_extras, check_arithmetic):
+        for finding in check():
+            say(str(finding))
+            failed += finding.status == "FAIL"
+    say("all is well" if failed == 0 else f"{failed} {'thing needs' if failed == 1 else 'things need'} attention")
+    return 1 if failed else 0
+
+
+def check_python() -> list[Finding]:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info < (3, 11):
+        return [Finding("FAIL", "Python", found, "Surefoot needs 3.11 or newer")]
+    return [Finding("PASS", "Python", found)]
+
+
+def check_torch() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as problem:
+        return [Finding("FAIL", "torch", f"cannot be imported ({problem})", "Install with `pip install -c constraints.txt -e .`")]
+    except OSError as problem:  # a wheel for another machine
+        return [Finding("FAIL", "torch", f"cannot be loaded ({problem})", "Reinstall torch for this machine")]
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
+    return [Finding("PASS", "torch", f"{torch.__version__}, {device}"), Finding("PASS", "transformers", _version("transformers"))]
+
+
+def check_threads() -> list[Finding]:
+    cores = usable_cores()
+    asked = os.environ.get("OMP_NUM_THREADS")
+    findings = [Finding("PASS", "cores", f"{cores} usable")]
+    if asked is not None:
+        known = asked.isdigit() and int(asked) > 0
+        status: Literal["FAIL", "NOTE"] = "NOTE" if known and int(asked) <= cores else "FAIL"
+        advice = "" if status == "NOTE" else f"Set it to a number from 1 to {cores}, or unset it"
+        findings.append(Finding(status, "OMP_NUM_THREADS", asked, advice))
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    busy = os.getloadavg()[0] > cores * 0.5
+    if policy.lower() != "passive" and busy:
+        advice = "Waiting threads spin against the other processes; OMP_WAIT_POLICY=passive is faster on a busy machine"
+        findings.append(Finding("NOTE", "OMP_WAIT_POLICY", f"{policy}, and the load is {os.getloadavg()[0]:.1f}", advice))
+    else:
+        findings.append(Finding("PASS", "OMP_WAIT_POLICY", policy))
+    return findings
+
+
+def check_disk() -> list[Finding]:
+    findings = []
+    for what, path in (("disk, here", Path.cwd()), ("disk, cache", _cache_root())):
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        found = f"{free / 2**30:.1f} GiB free at {there}"
+        if free < NEEDED_DISK:
+            findings.append(Finding("FAIL", what, found, f"The demo needs {NEEDED_DISK / 2**30:.0f} GiB; free some, or set SUREFOOT_CACHE"))
+        elif not os.access(there, os.W_OK):
+            findings.append(Finding("FAIL", what, f"{there} cannot be written", "Change its permissions, or set SUREFOOT_CACHE"))
+        else:
+            findings.append(Finding("PASS", what, found))
+    return findings
+
+
+def check_memory() -> list[Finding]:
+    try:
+        size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        size = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), size)
+    except (OSError, ValueError):
+        return [Finding("NOTE", "memory", "unknown on this system", f"The demo needs {NEEDED_MEMORY / 2**30:.0f} GiB")]
+    found = f"{size / 2**30:.1f} GiB available"
+    if size < NEEDED_MEMORY:
+        return [Finding("FAIL", "memory", found, f"The demo needs {NEEDED_MEMORY / 2**30:.0f} GiB; smaller micro_batch_size and batch_size need less")]
+    return [Finding("PASS", "memory", found)]
+
+
+def check_embedded_model() -> list[Finding]:
+    from surefoot.embedded.fetch import damaged_files, is_complete
+
+    root = _cache_root()
+    cached = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")) if root.is_dir() else []
+    if not cached:
+        return [Finding("NOTE", "cache", f"empty at {root}", "The first demo fetches the model and the ratings from the package registry")]
+    findings = []
+    for folder in cached:
+        bad = damaged_files(folder) if is_complete(folder) else ["incomplete"]
+        if bad:
+            findings.append(Finding("FAIL", f"cache, {folder.name}", f"damaged ({', '.join(bad[:3])})", f"Remove {folder}; it is fetched again"))
+        else:
+            findings.append(Finding("PASS", f"cache, {folder.name}", "complete"))
+    return findings
+
+
+def check_extras() -> list[Finding]:
+    findings = []
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            findings.append(Finding("NOTE", f"extra {extra}", f"without {', '.join(missing)}", f"`pip install 'surefoot[{extra}]'` adds it"))
+        else:
+            findings.append(Finding("PASS", f"extra {extra}", "installed"))
+    return findings
+
+
+def check_arithmetic() -> list[Finding]:
+    """The four cells of the clip with values and slopes, and a generalised advantage, both worked out by hand."""
+    import torch
+
+    from surefoot.core.advantage import gae
+    from surefoot.core.surrogate import clipped_surrogate
+
+    ratio = torch.tensor([0.5, 1.5, 0.5, 1.5], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    value = clipped_surrogate(ratio, advantages, epsilon=0.2)
+    (slope,) = torch.autograd.grad(value.sum(), ratio)
+    clip = torch.allclose(value, torch.tensor([0.5, 1.2, -0.8, -1.5], dtype=torch.float64)) and slope.tolist() == [1.0, 0.0, 0.0, -1.0]
+
+    # gamma 1/2, lam 1/2, rewards 1 2, V 4 2, terminal: delta = 1 + 1 - 4, 2 - 2; A = -2 + 0/4, 0
+    row = lambda *numbers: torch.tensor([numbers])  # noqa: E731
+    found = gae(row(1.0, 2.0), row(4.0, 2.0), row(2.0, 9.0), row(False, True), row(False, True), gamma=0.5, lam=0.5)
+    good = {"clipped surrogate, four cells": clip, "generalised advantages, by hand": torch.allclose(found, row(-2.0, 0.0))}
+    advice = "The installed torch computes wrongly or the sources were changed; reinstall both"
+    return [Finding("PASS" if right else "FAIL", what, "right" if right else "wrong", "" if right else advice) for what, right in good.items()]
+
+
+def _cache_root() -> Path:
+    from surefoot.embedded.fetch import cache_root
+
+    return cache_root()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,66 @@
+"""What a run would do, in words: resolved settings, sizes, memory. Nothing is written, no model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surefoot.config_file import VERB_SECTIONS, dump_config
+
+if TYPE_CHECKING:
+    from surefoot.config import Config, RewardConfig, SFTConfig
+
+
+def describe(cfg: Config, verb: str, out: Path) -> str:
+    """The text of `--dry-run`. What follows the settings is commented, so that the whole is a configuration file itself."""
+    from surefoot.build import memory_plan
+
+    lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)", dump_config(cfg, only=VERB_SECTIONS[verb], comments=True)]
+    lines += ["# sizes", *(f"#   {line}" for line in sizes(cfg, verb)), "", "# memory"]
+    plan = memory_plan(cfg, verb)
+    width = max(len(name) for name, _ in [*plan, ("together", 0)])
+    lines += [f"#   {name:<{width}}  {gibibytes(size):>10}" for name, size in [*plan, ("together", sum(size for _, size in plan))]]
+    return "\n".join(lines)
+
+
+def gibibytes(size: int) -> str:
+    """A number of bytes as GiB, or as MiB where that reads better."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
+def sizes(cfg: Config, verb: str) -> list[str]:
+    """Updates, minibatches and steps, as far as they follow from the settings alone."""
+    match verb:
+        case "ppo" | "demo":
+            ppo = cfg.ppo
+            steps = ppo.num_ppo_epochs * ppo.num_mini_batches
+            rows = ppo.rollout_batch_size // ppo.num_mini_batches
+            lines = [
+                f"PPO: {ppo.num_updates} updates of {ppo.rollout_batch_size} answers "
+                f"({ppo.rollout_batch_size // ppo.num_samples_per_prompt} prompts x {ppo.num_samples_per_prompt}), "
+                f"{ppo.num_updates * ppo.rollout_batch_size} answers in all",
+                f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, each in "
+                f"{-(-rows // ppo.micro_batch_size)} forwards; {ppo.num_updates * steps} optimiser steps in all",
+                f"answers: at most {cfg.rollout.response_length} tokens, decoded {cfg.rollout.batch_size} at once",
+            ]
+            if verb == "demo":
+                lines += [*_epochs("SFT", "sequences", cfg.sft), *_epochs("reward model", "pairs", cfg.reward)]
+            return lines
+        case "sft":
+            return _epochs("SFT", "sequences", cfg.sft)
+        case "reward":
+            return _epochs("reward model", "pairs", cfg.reward)
+        case "pairs":
+            prompts = "all prompts" if cfg.pairs.max_prompts is None else f"at most {cfg.pairs.max_prompts} prompts"
+            return [f"{cfg.pairs.num_answers} answers to {prompts}, at most {cfg.rollout.response_length} tokens each"]
+        case "evaluate":
+            best = f", and best of {cfg.evaluate.best_of}" if cfg.evaluate.best_of else ""
+            return [f"{cfg.evaluate.num_prompts} prompts, one answer of each model{best}, at most {cfg.rollout.response_length} tokens each"]
+        case _:
+            return []
+
+
+def _epochs(name: str, unit: str, section: SFTConfig | RewardConfig) -> list[str]:
+    forwards = -(-section.batch_size // section.micro_batch_size)
+    end = f", at most {section.max_steps} steps" if section.max_steps is not None else "; steps follow from the data"
+    return [f"{name}: {section.num_epochs} epochs, {section.batch_size} {unit} a step in {forwards} forwards{end}"]

@@ -1,0 +1,53 @@
+"""How a verb is started: one process here. Threads are settled before torch is first imported, because OpenMP reads its settings then.
+
+Several processes are torchrun's business, not ours: `torchrun --nproc-per-node N -m surefoot ppo run.yaml` starts N of these, with
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set, without which a restart in place hangs on gloo. Stages for that are not built yet, so such a
+start is refused instead of training N times the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surefoot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+
+def single(cfg: Config, body: Callable[[], None]) -> None:
+    """Runs `body` in this process with the configured number of threads.
+
+    Raises: ConfigError when torchrun started several processes.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ConfigError(f"WORLD_SIZE = {world_size} in the environment: this verb runs in one process. Start it without torchrun.")
+    set_threads(cfg.threads)
+    body()
+
+
+def set_threads(threads: int | None) -> int:
+    """Settles the number of CPU threads: `threads`, else OMP_NUM_THREADS, else the cores this process may use. Returns it."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    number = threads or (int(asked) if asked.isdigit() and int(asked) > 0 else usable_cores())
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    if "torch" in sys.modules:  # a notebook imported it before us
+        sys.modules["torch"].set_num_threads(number)
+    return number
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, cut by the quota of its container; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA_FILE.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
