@@ -49,7 +49,8 @@ def stacked(parts: LossParts[Tensor]) -> Float[Tensor, " parts"]:
 
 
 def unstacked(sums: Float[Tensor, " parts"]) -> LossParts[float]:
-    return LossParts[float](*sums.tolist())
+    parts: LossParts[float] = LossParts(*sums.tolist())
+    return parts
 
 
 NUM_PARTS = len(fields(LossParts))
@@ -119,7 +120,7 @@ def checked_first_ratio(weights: Iterable[Tensor], seen: Seen) -> float:
     if figure >= allowed:
         raise TrainingError(
             f"Before the first step the policy differs from the rollout's: |log ratio| is {largest:.2g} nats at most and "
-            f"{mean:.2g} on average, where {'the mean' if is_half else 'the largest'} must stay below {allowed:g}. Likely causes: "
+            f"{mean:.2g} on average, where {'the mean' if is_half else 'the largest'} must stay below {allowed:g}. Likely: "
             "dropout is on, the temperatures differ, padding reaches the log-probabilities, or logp_old is of other weights."
         )
     return largest
