@@ -31,8 +31,8 @@ def exponential_rule(coef: float, kl: float, *, target: float, rate: float, low:
     if coef == 0:
         return 0.0
     exponent = rate * (kl - target) if rate > 0 else 0.0  # 0 * inf is NaN
-    log_coef = min(max(math.log(coef) + exponent, math.log(low)), math.log(high))
-    return _hold(math.exp(log_coef), low, high)
+    log_coef = min(math.log(coef) + exponent, math.log(high) + 1)  # far enough above `high` to land on it exactly
+    return min(max(math.exp(log_coef), low), high)
 
 
 def doubling_rule(coef: float, kl: float, *, target: float) -> float:
@@ -47,10 +47,10 @@ def doubling_rule(coef: float, kl: float, *, target: float) -> float:
     """
     _check(coef, kl, target)
     if kl > 1.5 * target:
-        return _hold(coef * 2, _LOW, _HIGH)
+        return _hold(coef * 2)
     if kl < target / 1.5:
-        return _hold(coef / 2, _LOW, _HIGH)
-    return _hold(coef, _LOW, _HIGH)
+        return _hold(coef / 2)
+    return _hold(coef)
 
 
 def proportional_rule(coef: float, kl: float, *, target: float, horizon: float, steps: float) -> float:
@@ -71,11 +71,11 @@ def proportional_rule(coef: float, kl: float, *, target: float, horizon: float, 
             "Use a longer horizon."
         )
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return _hold(coef * (1 + error * steps / horizon), _LOW, _HIGH)
+    return _hold(coef * (1 + error * steps / horizon))
 
 
-def _hold(coef: float, low: float, high: float) -> float:
-    return 0.0 if coef == 0 else min(max(coef, low), high)
+def _hold(coef: float) -> float:
+    return 0.0 if coef == 0 else min(max(coef, _LOW), _HIGH)
 
 
 def _check(coef: float, kl: float, target: float) -> None:
