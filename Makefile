@@ -67,7 +67,7 @@ browser: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m browser tests/browser
 
 configs: $(VENV)/.installed-dev
-	$(BIN)/python -m surefoot.config_file configs
+	$(BIN)/python -m surefoot.config_examples configs
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """The exit status of the command line: 0 done, 1 a bug, 2 bad configuration or data, 3 an alarm, 75 interrupted and resumable."""
+    """The exit status: 0 done, 1 a bug, 2 bad configuration or data, 3 an alarm, 75 interrupted and resumable."""
     from surefoot.cli import run
 
     return run(sys.argv[1:])

@@ -1,5 +1,6 @@
-"""The verbs. Each turns words into a configuration and a run folder and hands both to its stage; parts are imported inside functions,
-so that `--help` answers without torch.
+"""The verbs. Each turns words into a configuration and a run folder and hands both to its stage.
+
+Parts are imported inside functions, so that `--help` answers without torch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SETTINGS_HELP = (
 
 app = typer.Typer(
     name="surefoot",
-    epilog="Exit status: 0 done; 1 a bug; 2 bad configuration or data; 3 stopped by an alarm; 75 interrupted, run again to go on.",
+    epilog="Exit status: 0 done, 1 a bug, 2 bad configuration or data, 3 an alarm, 75 interrupted: run it again to go on.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback
@@ -49,8 +50,10 @@ Words = Annotated[
     list[str] | None, typer.Argument(metavar="RUN.yaml --SECTION.SETTING VALUE", help=SETTINGS_HELP, show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/VERB")]
-Resume = Annotated[Literal["auto", "never"], typer.Option(help="auto: go on from the newest complete checkpoint; never: refuse a folder in use.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, sizes and the memory plan, then stop. Writes nothing.")]
+Resume = Annotated[
+    Literal["auto", "never"], typer.Option(help="auto: go on from the newest checkpoint; never: refuse a used folder.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print resolved settings, sizes and memory plan. Writes nothing.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -60,14 +63,18 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def surefoot(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False) -> None:
+def surefoot(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Language models from human preferences with PPO: small, sure steps."""
 
 
 @app.command(context_settings=FORWARD)
 def demo(
     words: Words = None,
-    preset: Annotated[Literal["default", "tiny"], typer.Option(help="tiny: under a minute, on a model made on the spot.")] = "default",
+    preset: Annotated[
+        Literal["default", "tiny"], typer.Option(help="tiny: under a minute, on a model made on the spot.")
+    ] = "default",
     out: Out = None,
     resume: Resume = "auto",
     dry_run: DryRun = False,
@@ -195,7 +202,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         elif path is None:
             path = Path(word)
         else:
-            raise ConfigError(f"command line: two files, {path} and {word}. Name one; settings are written --SECTION.SETTING VALUE.")
+            raise ConfigError(f"command line: two files, {path} and {word}. Name one; write settings as --SECTION.SETTING VALUE.")
     return path, overrides
 
 
@@ -212,7 +219,12 @@ def _load(verb: str, path: Path | None, overrides: Sequence[str], preset: str | 
 
 
 def _train(
-    verb: str, words: Sequence[str] | None, out: Path | None, resume: Literal["auto", "never"], dry_run: bool, preset: str | None = None
+    verb: str,
+    words: Sequence[str] | None,
+    out: Path | None,
+    resume: Literal["auto", "never"],
+    dry_run: bool,
+    preset: str | None = None,
 ) -> None:
     """What every training verb does: settings, run folder, stage."""
     path, overrides = split_words(words or [])

@@ -1,4 +1,4 @@
-"""From YAML and dotted overrides to a `Config`, and back. Every refusal is one line: where, which setting, its value, what is allowed.
+"""From YAML and dotted overrides to a `Config`, and back. A refusal is one line: where, which setting, its value, what is right.
 
 Three layers, later ones win: a preset of the verb, the user's file, the command line (`--ppo.cliprange 0.1` or
 `--ppo.cliprange=0.1`). A name twice within a layer is refused.
@@ -24,7 +24,7 @@ from surefoot.errors import ConfigError
 
 COMMAND_LINE = "command line"
 
-# Which sections a verb reads. `seed` and `threads` are read by all. A setting of another section would have no effect, so it is refused.
+# Which sections a verb reads; `seed` and `threads` are read by all. A setting of another section has no effect and is refused.
 VERB_SECTIONS = {
     "sft": ("model", "data", "sft"),
     "pairs": ("model", "data", "pairs", "rollout"),
@@ -32,7 +32,7 @@ VERB_SECTIONS = {
     "ppo": ("model", "data", "rollout", "ppo", "reward_source"),
     "evaluate": ("model", "data", "rollout", "evaluate", "reward_source"),
     "chat": ("model", "rollout"),
-    "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and judges, and trains its reward model
+    "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and trains its own reward model
     "control": ("control", "ppo"),
 }
 
@@ -61,7 +61,7 @@ def load_config(
 
 
 def dump_config(cfg: Config, *, only: Sequence[str] | None = None, comments: bool = False) -> str:
-    """YAML with every setting; reading it gives an equal Config. `only` keeps the named sections; `comments` adds what each means."""
+    """YAML with every setting; reading it gives an equal Config. `only` keeps some sections; `comments` adds meanings."""
     known = sections()
     lines: list[str] = []
     for name, info in Config.model_fields.items():
@@ -95,10 +95,16 @@ def _scalar(value: Any) -> str:
             return str(value)
         case tuple() | list():
             return f"[{', '.join(_scalar(item) for item in value)}]"
-        case str() if re.fullmatch(r"[A-Za-z_][\w./:-]*[\w/]", value, re.ASCII) and parse_value(value, "") == value == yaml.safe_load(value):
+        case str() if _is_plain(value):
             return value
         case _:
             return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10**9).strip()
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text needs no quotes: a word or a path, and none that YAML 1.1 or 1.2 takes for something else."""
+    word = re.fullmatch(r"[A-Za-z_][\w./:-]*[\w/]", text, re.ASCII) is not None
+    return word and parse_value(text, "") == text == yaml.safe_load(text)
 
 
 def _preset(verb: str, name: str) -> list[Setting]:
@@ -119,7 +125,7 @@ def _overrides(tokens: Sequence[str]) -> list[Setting]:
         name, equals, text = token.removeprefix("--").partition("=")
         if not equals:
             if not token.startswith("--"):
-                raise ConfigError(f"{COMMAND_LINE}: {token!r} is no setting. Write --SECTION.SETTING VALUE, for example --ppo.cliprange 0.1.")
+                raise ConfigError(f"{COMMAND_LINE}: {token!r} is no setting. Write for example --ppo.cliprange 0.1.")
             if rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             elif name in fields():
@@ -157,7 +163,9 @@ def _refuse_unknown(settings: Sequence[Setting], verb: str, options: Sequence[st
             what = f"{setting.name} is a section, not a setting. Set one of its settings, for example {setting.name}.{first}."
         elif dotted and len(setting.path) == 1:
             home, _, key = setting.name.partition(".")
-            what = f"no setting {setting.name!r} at the top level. Write `{home}:` and, indented on the next line, `{key}: {setting.text}`."
+            what = (
+                f"no setting {setting.name!r} at the top level. Write `{home}:` and below it, indented, `{key}: {setting.text}`."
+            )
         else:
             flags = [f"--{option}" for option in options]
             flag = difflib.get_close_matches(f"--{setting.name.replace('_', '-')}", flags, n=1, cutoff=0.75)
@@ -190,18 +198,15 @@ def _refuse_unread(settings: Sequence[Setting], verb: str) -> None:
 
 def _validate(settings: Mapping[tuple[str, ...], Setting]) -> Config:
     known = fields()
-    problems = [
-        _refusal(setting) for setting in settings.values() if setting.name in known and not _has_right_type(setting.value, known[setting.name].annotation)
-    ]
+    given = [setting for setting in settings.values() if setting.name in known]
+    problems = [_refusal(setting) for setting in given if not _has_right_type(setting.value, known[setting.name].annotation)]
     if problems:
         raise ConfigError("\n".join(problems))
     nested: dict[str, Any] = {}
-    for path, setting in settings.items():
-        value = tuple(setting.value) if isinstance(setting.value, list) else setting.value
-        if len(path) == 1 and setting.name in known:
-            nested[path[0]] = value
-        elif len(path) == 2:
-            nested.setdefault(path[0], {})[path[1]] = value
+    for setting in given:
+        *home, key = setting.path
+        level = nested.setdefault(home[0], {}) if home else nested
+        level[key] = tuple(setting.value) if isinstance(setting.value, list) else setting.value
     try:
         return Config.model_validate(nested)
     except ValidationError as problem:
@@ -221,7 +226,7 @@ def _has_right_type(value: Any, annotation: Any) -> bool:
 
 
 def _refusal(setting: Setting) -> str:
-    """"run.yaml line 3: ppo.gamma = 2 is not allowed. Allowed: a number of at least 0 and of at most 1."""
+    """ "run.yaml line 3: ppo.gamma = 2 is not allowed. Allowed: a number of at least 0 and of at most 1."""
     info = fields()[setting.name]
     words = [str(member) for member in members(info.annotation)]
     close = difflib.get_close_matches(str(setting.value), words, n=1) if words else []
@@ -239,5 +244,6 @@ def _sentence(error: ErrorDetails, settings: Mapping[tuple[str, ...], Setting]) 
     keys = homes[path[0]].model_fields if path and path[0] in homes else {}
     named = [(*path, word) if word in keys else tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)?", said)]
     where = next((settings[name].where for name in named if name in settings), "")
-    prefix = f"{path[0]}." if path and re.match(r"[a-z_]+", said + " ").group() in keys else f"{path[0]}: " if path else ""
+    starts_with_its_name = re.split(r"[^a-z_]", said, maxsplit=1)[0] in keys
+    prefix = "" if not path else f"{path[0]}." if starts_with_its_name else f"{path[0]}: "
     return (f"{where}: " if where else "") + prefix + said

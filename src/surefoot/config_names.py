@@ -99,7 +99,8 @@ OTHER_NAMES = {
 
 def sections() -> dict[str, type[Section]]:
     """The schema's sections by name."""
-    return {name: kind for name, info in Config.model_fields.items() if isinstance(kind := info.annotation, type) and issubclass(kind, Section)}
+    kinds_by_name = {name: info.annotation for name, info in Config.model_fields.items()}
+    return {name: kind for name, kind in kinds_by_name.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 def fields() -> dict[str, FieldInfo]:
@@ -128,8 +129,8 @@ def nearest(name: str, read: Sequence[str], others: Sequence[str] = ()) -> str:
     ends = {full.rpartition(".")[2] for full in known}
     if close := difflib.get_close_matches(key, sorted(ends), n=1, cutoff=0.7):
         same = [full for full in known if full.rpartition(".")[2] == close[0]]
-        home = name.rpartition(".")[0]
-        return _ask([full for full in same if full.rpartition(".")[0] == home] or [full for full in same if full.partition(".")[0] in read] or same)
+        at_home = [full for full in same if full.rpartition(".")[0] == name.rpartition(".")[0]]
+        return _ask(at_home or [full for full in same if full.partition(".")[0] in read] or same)
     return ""
 
 

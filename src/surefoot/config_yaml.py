@@ -21,7 +21,7 @@ MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value that was written down. `path` is ("ppo", "cliprange") or ("seed",), `where` says who wrote it: "run.yaml line 14"."""
+    """One value as written. `path` is ("ppo", "cliprange") or ("seed",); `where` is "run.yaml line 14" or "command line"."""
 
     path: tuple[str, ...]
     value: Any
@@ -49,20 +49,21 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise ConfigError(f"{place}: anchors and aliases (& and *) are not allowed. Write the value out.")
         if event.tag is not None:
-            raise ConfigError(f"{place}: the tag {event.tag!r} is not allowed. Remove it; numbers, true, false, null and text need none.")
+            raise ConfigError(f"{place}: the tag {event.tag!r} is not allowed. Remove it; no value needs one.")
         if self.depth >= MAX_DEPTH:
-            raise ConfigError(f"{place}: nested deeper than {MAX_DEPTH} levels. A configuration has sections and settings, no more.")
+            raise ConfigError(f"{place}: nested deeper than {MAX_DEPTH} levels. There are sections and settings, no more.")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+0123456789.")),
+    ("float", _NUMBER + r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+0123456789.")),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
@@ -78,12 +79,15 @@ def read_settings(path: Path) -> list[Setting]:
     except OSError as problem:
         raise ConfigError(_unreadable(path, problem)) from problem
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES:,} bytes. A configuration is a few kilobytes; is this the right file?")
+        raise ConfigError(
+            f"{path} is larger than {MAX_BYTES:,} bytes. A configuration has a few kilobytes; is this the right file?"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
-        raise ConfigError(f"{path} line {line}: not UTF-8 (byte 0x{raw[problem.start]:02x}). Save the file as UTF-8.") from problem
+        byte = raw[problem.start]
+        raise ConfigError(f"{path} line {line}: not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8.") from problem
     return settings_of(text, str(path))
 
 
@@ -93,7 +97,7 @@ def settings_of(text: str, source: str) -> list[Setting]:
     if root is None or (isinstance(root, yaml.ScalarNode) and root.tag.endswith(":null")):
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{source} line {_line(root)}: {_kind(root)} stands where settings are expected. Write lines such as `seed: 1`.")
+        raise ConfigError(f"{source} line {_line(root)}: {_kind(root)} instead of settings. Write lines such as `seed: 1`.")
     found: list[Setting] = []
     for key, node, where in _entries(root, source, ""):
         if not isinstance(node, yaml.MappingNode):
@@ -101,7 +105,7 @@ def settings_of(text: str, source: str) -> list[Setting]:
             continue
         for sub, leaf, place in _entries(node, source, f"{key}."):
             if isinstance(leaf, yaml.MappingNode):
-                raise ConfigError(f"{place}: {key}.{sub} holds a mapping. Settings stand directly in their section: `{key}:` and below it `{sub}: VALUE`.")
+                raise ConfigError(f"{place}: {key}.{sub} holds a mapping. Give one value, or a list such as [a, b].")
             found.append(_setting((key, sub), leaf, place))
     return found
 
@@ -129,7 +133,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(f"{source} line {line}: the character {chr(problem.character)!r} is not allowed in YAML.") from problem
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
-        raise ConfigError(f"{source} line {mark.line + 1 if mark else 1}: not YAML: {problem.problem or problem.context}.") from problem
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{source} line {line}: not YAML: {problem.problem or problem.context}.") from problem
     except (ValueError, OverflowError) as problem:  # an escape such as "\UFFFFFFFF"
         raise ConfigError(f"{source}: not YAML: {problem}.") from problem
 
@@ -143,7 +148,7 @@ def _entries(mapping: yaml.MappingNode, source: str, prefix: str) -> list[tuple[
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{where}: {_kind(key)} is used as a name. Names are words such as seed or ppo.")
         if key.value in seen:
-            raise ConfigError(f"{where}: {prefix}{key.value} is set twice, first on line {seen[key.value]}. Remove one of the two.")
+            raise ConfigError(f"{where}: {prefix}{key.value} is set twice, first on line {seen[key.value]}. Remove one.")
         seen[key.value] = _line(key)
         entries.append((key.value, node, where))
     return entries
@@ -178,7 +183,13 @@ def _line(node: yaml.Node) -> int:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {"mapping": "a mapping", "sequence": "a list", "scalar": "a single value"}[node.id]
+    return (
+        "a mapping"
+        if isinstance(node, yaml.MappingNode)
+        else "a list"
+        if isinstance(node, yaml.SequenceNode)
+        else "a single value"
+    )
 
 
 def _unreadable(path: Path, problem: OSError) -> str:
@@ -186,6 +197,7 @@ def _unreadable(path: Path, problem: OSError) -> str:
         return f"{path} is a folder. Name a YAML file in it."
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        there = f"YAML files in {path.parent}: {', '.join(near[:5])}." if near else "Check the name; overrides start with two dashes."
+        names = ", ".join(near[:5])
+        there = f"YAML files in {path.parent}: {names}." if near else "Check the name; settings start with two dashes."
         return f"no file {path}. {there}"
     return f"{path} cannot be read: {problem.strerror}."

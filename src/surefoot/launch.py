@@ -1,8 +1,8 @@
-"""How a verb is started: one process here. Threads are settled before torch is first imported, because OpenMP reads its settings then.
+"""How a verb is started: one process here. Threads are settled before torch is first imported, since OpenMP reads it then.
 
-Several processes are torchrun's business, not ours: `torchrun --nproc-per-node N -m surefoot ppo run.yaml` starts N of these, with
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set, without which a restart in place hangs on gloo. Stages for that are not built yet, so such a
-start is refused instead of training N times the same.
+Several processes are torchrun's business: `torchrun --nproc-per-node N -m surefoot ppo run.yaml` starts N of these, with
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set, without which a restart in place hangs on gloo. The stages run in one process, so
+such a start is refused instead of training N times the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def single(cfg: Config, body: Callable[[], None]) -> None:
     """
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != "1":
-        raise ConfigError(f"WORLD_SIZE = {world_size} in the environment: this verb runs in one process. Start it without torchrun.")
+        raise ConfigError(
+            f"WORLD_SIZE = {world_size} in the environment, but verbs run in one process. Start it without torchrun."
+        )
     set_threads(cfg.threads)
     body()
 

@@ -1,4 +1,4 @@
-"""What a user sees while a stage runs: a live table on a terminal, plain lines in a log, nothing in a notebook that wants silence.
+"""What a user sees while a stage runs: a live table on a terminal, plain lines in a log, nothing where silence is wanted.
 
 A stage calls `start` once, `update` after every step and `stop` at its end; `say` may come at any time. Metrics are those of
 metrics.jsonl; each verb shows the few that tell whether it goes well. Wall times are shown only, never recorded.
@@ -52,7 +52,7 @@ SHOWN_UNKNOWN = 6  # metrics of a verb without columns of its own
 
 
 class Progress(Protocol):
-    """Where a stage tells how far it is. `total` is the step at which the stage ends; a resumed one starts at a later step than 1."""
+    """Where a stage tells how far it is. `total` is the step at which the stage ends; a resumed one starts after step 1."""
 
     def start(self, verb: str, total: int, unit: str) -> None: ...
 
@@ -133,7 +133,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A table that is redrawn in place: the newest rows, how far the stage is, and when it will end. Lines of `say` scroll above it."""
+    """A table that is redrawn in place: the newest rows, how far the stage is, when it will end. Lines of `say` scroll above."""
 
     ROWS = 8
 
@@ -171,7 +171,7 @@ class LiveProgress:
             self._live = None
 
     def render(self) -> RenderableType:
-        """The table and the bar below it. A figure that only some steps have keeps its column while one of the rows shown has it."""
+        """The table and the bar below it. A figure that only some steps have keeps its column while a row shown has it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
