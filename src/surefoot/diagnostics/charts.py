@@ -1,0 +1,247 @@
+"""Which curves a report shows, and their figures. Explanations come from `metrics`, colours from the page: both themes fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from surefoot.diagnostics.metrics import find_metric
+from surefoot.diagnostics.run_view import RunView, is_number
+
+MAX_POINTS = 2_000  # of a curve; beyond it evenly spaced ones are shown, and the page says so
+MAX_TABLE_ROWS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ChartSpec:
+    """One panel: curves of one unit. `target` is a key drawn as a dashed line, `level` a fixed one."""
+
+    title: str
+    keys: tuple[str, ...]
+    unit: str
+    target: str | None = None
+    level: float | None = None
+    is_log: bool = False
+    is_share: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The numbers of a chart for those who cannot see it."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A panel ready for the page: what it means, where it should be, the figure, the same in words and numbers.
+
+    `others` are (key, meaning) of the curves beside the main one.
+    """
+
+    id: str
+    title: str
+    what: str
+    others: tuple[tuple[str, str], ...]
+    healthy: str
+    what_to_do: str
+    figure: Mapping[str, Any]
+    description: str
+    table: Table
+
+
+SPECS: dict[str, tuple[ChartSpec, ...]] = {
+    "ppo": (
+        ChartSpec("Reward", ("objective/scores", "objective/rlhf_reward"), "reward"),
+        ChartSpec("MiniLM judge", ("judge/minilm",), "rating"),
+        ChartSpec("VADER judge", ("judge/vader",), "compound score"),
+        ChartSpec("KL to the SFT model", ("objective/kl",), "nats a sequence", target="kl/target"),
+        ChartSpec("KL of an update", ("policy/approxkl_avg", "policy/kl_after"), "nats a token"),
+        ChartSpec("Clip fraction", ("policy/clipfrac_avg", "policy/outside_fraction", "val/clipfrac_avg"), "", is_share=True),
+        ChartSpec("Entropy of a token", ("policy/entropy_avg",), "nats a token"),
+        ChartSpec("Explained variance", ("critic/explained_variance",), "", level=0.0),
+        ChartSpec("Length of answers", ("response_length/mean", "response_length/max"), "tokens"),
+        ChartSpec("Answers cut by length", ("response_length/cut",), "", is_share=True),
+        ChartSpec("Tether coefficient", ("kl/coef",), "reward a nat"),
+        ChartSpec("Penalty coefficient", ("kl/beta",), "reward a nat", is_log=True),
+        ChartSpec("Ratio", ("val/ratio", "val/ratio_max"), "", level=1.0),
+        ChartSpec("Policy loss", ("loss/policy_avg",), ""),
+        ChartSpec("Value loss", ("loss/value_avg",), "reward²"),
+        ChartSpec("Gradient norm of the policy", ("grad_norm/policy", "grad_norm/policy_clipped"), ""),
+        ChartSpec("Gradient norm of the critic", ("grad_norm/critic", "grad_norm/critic_clipped"), ""),
+        ChartSpec("Learning rate", ("lr", "lr/critic"), ""),
+    ),
+    "sft": (
+        ChartSpec("Training loss", ("loss", "validation_loss"), "nats a token"),
+        ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
+        ChartSpec("Learning rate", ("lr",), ""),
+    ),
+    "reward": (
+        ChartSpec("Ranking loss", ("loss", "validation/loss", "validation_loss"), "nats a pair", level=0.6931),
+        ChartSpec("Pair accuracy", ("accuracy", "validation/accuracy"), "", level=0.5, is_share=True),
+        ChartSpec("Margin", ("margin", "validation/margin"), "raw score"),
+        ChartSpec("Scores", ("mean_reward", "min_reward", "max_reward"), "raw score"),
+        ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
+        ChartSpec("Learning rate", ("lr",), ""),
+    ),
+    "control": (
+        ChartSpec("Episode return", ("rollout/ep_rew_mean", "eval/mean_reward"), "reward"),
+        ChartSpec("KL of an update", ("train/approx_kl",), "nats a step"),
+        ChartSpec("Clip fraction", ("train/clip_fraction",), "", is_share=True),
+        ChartSpec("Entropy loss", ("train/entropy_loss",), "nats a step"),
+        ChartSpec("Explained variance", ("train/explained_variance",), "", level=0.0),
+        ChartSpec("Value loss", ("train/value_loss",), "reward²"),
+    ),
+}
+
+
+def charts(run: RunView) -> list[Chart]:
+    """The panels of a run for which it recorded numbers; judges without a panel of their own get one each."""
+    specs = list(SPECS.get(run.kind, ()))
+    shown = {key for spec in specs for key in spec.keys}
+    specs[1:1] = [
+        ChartSpec(f"Judge {key[6:]}", (key,), "") for key in run.recorded if key.startswith("judge/") and key not in shown
+    ]
+    return [chart for spec in specs if (chart := _chart(spec, run)) is not None]
+
+
+def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart | None:
+    """Confidence against accuracy, one point a bin, its area the number of pairs; the diagonal is perfect calibration."""
+    rows = [b for b in bins if isinstance(b, Mapping) and all(is_number(b.get(k)) for k in ("confidence", "accuracy", "count"))]
+    if not rows:
+        return None
+    x, y, counts = ([float(b[key]) for b in rows] for key in ("confidence", "accuracy", "count"))
+    most = max(counts) or 1.0
+    diagonal = go.Scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", meta={"role": "reference"}, hoverinfo="skip")
+    sizes = [8 + 22 * (count / most) ** 0.5 for count in counts]
+    hover = "says %{x:.0%}, right in %{y:.0%} of %{customdata:,} pairs<extra></extra>"
+    points = go.Scatter(
+        x=x,
+        y=y,
+        customdata=counts,
+        mode="markers+lines",
+        name="measured",
+        marker={"size": sizes},
+        line={"width": 1},
+        hovertemplate=hover,
+    )
+    figure = _figure([diagonal, points], unit="", is_share=True)
+    figure["layout"]["xaxis"] = {"title": {"text": "confidence"}, "tickformat": ".0%", "range": [0.48, 1.02]}
+    figure["layout"]["yaxis"] = {
+        "title": {"text": "share that is right"},
+        "tickformat": ".0%",
+        "range": [min(0.45, *y) - 0.03, 1.03],
+    }
+    table = Table(
+        ("confidence", "right", "pairs"),
+        tuple((f"{a:.1%}", f"{b:.1%}", f"{int(n):,}") for a, b, n in zip(x, y, counts, strict=True)),
+    )
+    error = "" if ece is None else f" The expected calibration error is {ece:.3f}."
+    return Chart(
+        id="calibration",
+        title="Calibration",
+        what="Whether 80 % means 80 %: how sure the reward model is of a held-out pair, against how often it is right. Large "
+        "points are many pairs; the dashed diagonal is perfect." + error,
+        others=(),
+        healthy="points on the diagonal; below it the reward model is over-confident",
+        what_to_do="Over-confident: fewer epochs or weight_decay.",
+        figure=figure,
+        description="; ".join(f"says {a:.0%}, right in {b:.0%} of {int(n)} pairs" for a, b, n in zip(x, y, counts, strict=True)),
+        table=table,
+    )
+
+
+def number(value: float) -> str:
+    """Four digits that matter: 0.6931, 12.35, 1,234, 3e-05."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1_000:
+        return f"{value:,.0f}"
+    if size < 1e-3:
+        return f"{value:.2g}"
+    return f"{value:.4g}"
+
+
+def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
+    """The panel of `spec`, or None when the run recorded none of its keys."""
+    curves = {key: run.column(key) for key in spec.keys}
+    curves = {key: curve for key, curve in curves.items() if curve[1]}
+    if not curves:
+        return None
+    main = find_metric(next(iter(curves)))
+    assert main is not None  # a test holds that every key of SPECS is documented
+    thinned = {key: _thin(*curve) for key, curve in curves.items()}
+    traces = [_trace(key, steps, values, spec) for key, (steps, values) in thinned.items()]
+    steps = [step for curve in thinned.values() for step in curve[0]]
+    if spec.level is not None:
+        traces.append(
+            _reference(f"{spec.level:g}" if spec.level != 0.6931 else "ln 2", [min(steps), max(steps)], [spec.level] * 2)
+        )
+    if spec.target is not None and (aim := run.column(spec.target))[1]:
+        traces.append(_reference("target", *aim))
+    others = tuple((key, metric.what.split(". ")[0].rstrip(".")) for key in list(curves)[1:] if (metric := find_metric(key)))
+    longest = max(len(values) for _, values in curves.values())
+    cut = f" {MAX_POINTS:,} of {longest:,} points are drawn." if longest > MAX_POINTS else ""
+    return Chart(
+        id="chart-" + "-".join((run.kind, *spec.title.lower().split())),
+        title=spec.title,
+        what=main.what + cut,
+        others=others,
+        healthy=main.healthy,
+        what_to_do=main.what_to_do,
+        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+        description=". ".join(_words(key, *curve) for key, curve in curves.items()),
+        table=_table(curves),
+    )
+
+
+def _trace(name: str, steps: list[float], values: list[float], spec: ChartSpec) -> go.Scatter:
+    form = "%{y:.1%}" if spec.is_share else "%{y:.4g}"
+    mode = "lines+markers" if len(values) <= 3 else "lines"  # one point makes no line
+    return go.Scatter(x=steps, y=values, mode=mode, name=name, hovertemplate=f"{form}<extra>{name}</extra>", line={"width": 2})
+
+
+def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter:
+    return go.Scatter(x=steps, y=values, mode="lines", name=name, meta={"role": "reference"}, hoverinfo="skip")
+
+
+def _figure(traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False) -> dict[str, Any]:
+    """A figure as plain JSON values, without Plotly's own template: the page lays its theme under it."""
+    axis: dict[str, Any] = {"title": {"text": unit}} if unit else {}
+    if is_share:
+        axis |= {"tickformat": ".0%", "rangemode": "tozero"}
+    if is_log:
+        axis |= {"type": "log"}
+    figure = go.Figure(traces, layout={"yaxis": axis, "xaxis": {"title": {"text": "step"}}, "template": None})
+    figure.update_layout(showlegend=len(traces) > 1)
+    return dict(figure.to_plotly_json())
+
+
+def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """At most MAX_POINTS evenly spaced points, the first and the last among them."""
+    count = len(values)
+    if count <= MAX_POINTS:
+        return steps, values
+    keep = [round(i * (count - 1) / (MAX_POINTS - 1)) for i in range(MAX_POINTS)]
+    return [steps[i] for i in keep], [values[i] for i in keep]
+
+
+def _words(name: str, steps: list[float], values: list[float]) -> str:
+    first, last = f"{number(values[0])} at step {steps[0]:g}", f"{number(values[-1])} at step {steps[-1]:g}"
+    return f"{name}: {first}, {last}, lowest {number(min(values))}, highest {number(max(values))}"
+
+
+def _table(curves: Mapping[str, tuple[list[float], list[float]]]) -> Table:
+    """First, last and evenly spaced steps between them; a dash where a curve has no number at a step."""
+    by_step = {key: dict(zip(*curve, strict=True)) for key, curve in curves.items()}
+    steps = sorted({step for curve in curves.values() for step in curve[0]})
+    if len(steps) > MAX_TABLE_ROWS:
+        last = len(steps) - 1
+        steps = [steps[round(i * last / (MAX_TABLE_ROWS - 1))] for i in range(MAX_TABLE_ROWS)]
+    rows = ((f"{step:g}", *(number(c[step]) if step in c else "–" for c in by_step.values())) for step in steps)
+    return Table(("step", *curves), tuple(rows))

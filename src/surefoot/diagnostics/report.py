@@ -1,0 +1,193 @@
+"""report.html: one self-contained file that opens offline. Verdict, curves, before and after, reward model, settings.
+
+Whatever comes from a run (prompts, answers, names, settings) is text: the template escapes it, figures travel as JSON in which
+`<` is written \\u003c, and a content security policy lets no script run but the two whose hashes it holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from surefoot.diagnostics.charts import charts, reliability_chart
+from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
+from surefoot.diagnostics.summaries import (
+    as_text,
+    chosen_samples,
+    comparisons,
+    durations,
+    recorded_numbers,
+    run_numbers,
+    run_words,
+    step_samples,
+    verdict_numbers,
+)
+from surefoot.diagnostics.verdict import Finding, findings, verdict_words
+
+__all__ = ["render_report", "verdict_words", "write_report"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_TITLES = {
+    "sft": "Supervised fine-tuning",
+    "pairs": "Pairs",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "evaluate": "Evaluation",
+    "control": "PPO for control",
+}
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # no HTML file can hold these
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html into the folder of a run or a demo and returns its path. An older one is replaced whole or not at all.
+
+    Raises: RunError when `run` is no run folder; OSError when it cannot be written to.
+    """
+    page = render_report(read_report_view(run))
+    target = run / "report.html"
+    handle, unfinished = tempfile.mkstemp(prefix=".report-", suffix=".tmp", dir=run)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o644)  # mkstemp keeps others out; a report is there to be read
+        os.replace(unfinished, target)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def render_report(view: ReportView) -> str:
+    """The page as text. The same view gives the same bytes."""
+    plotly, script = get_plotlyjs().replace("\r", ""), _asset("report.js")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        style=_asset("report.css"),
+        plotly=plotly,
+        script=script,
+        script_hashes=[_hash(plotly), _hash(script)],
+        **_content(view),
+    )
+
+
+def _content(view: ReportView) -> dict[str, Any]:
+    """What the template is filled with."""
+    lone = view.stages[0] if len(view.stages) == 1 and view.verdict is None else None
+    verdict = view.verdict
+    told = (
+        [Finding("note", sentence) for sentence in run_words(lone)] if lone else findings(verdict) if verdict is not None else []
+    )
+    evaluation = next((run for run in view.stages if any("before" in row for row in run.samples)), None)
+    ppo = view.stage("ppo")
+    bins = (verdict or {}).get("reward_model_calibration")
+    calibration = reliability_chart(bins["bins"], bins.get("ece")) if isinstance(bins, Mapping) and "bins" in bins else None
+    return {
+        "name": view.name,
+        "subtitle": _subtitle(view),
+        "stopped": [_stopped(run) for run in view.stages if run.is_unfinished],
+        "problems": view.problems,
+        "findings": told,
+        "numbers": verdict_numbers(verdict) if verdict is not None else run_numbers(lone) if lone else [],
+        "comparisons": comparisons(verdict) if verdict is not None else [],
+        "stages": [_stage(run) for run in view.stages if run.metrics],
+        "missing": _missing(view),
+        "calibration": calibration,
+        "samples": chosen_samples(evaluation.samples) if evaluation else [],
+        "num_samples": sum("before" in row for row in evaluation.samples) if evaluation else 0,
+        "step_samples": step_samples(ppo) if ppo else [],
+        "durations": durations(view),
+        "settings": [_settings(run) for run in view.stages],
+    }
+
+
+def _stage(run: RunView) -> dict[str, Any]:
+    return {"id": run.kind, "title": _TITLES.get(run.kind, run.name), "charts": charts(run), "recorded": recorded_numbers(run)}
+
+
+def _subtitle(view: ReportView) -> str:
+    """What was run, in one line."""
+    if view.verdict is None:
+        return ", ".join(_TITLES.get(run.kind, run.kind) for run in view.stages)
+    facts = []
+    for key, words in (("preset", "preset {}"), ("objective", "objective {}"), ("kl_coef", "kl_coef {}"), ("seed", "seed {}")):
+        if (value := view.verdict.get(key)) is not None:
+            facts.append(words.format(value))
+    memory = view.verdict.get("peak_memory_bytes")
+    if is_number(memory):
+        facts.append(f"peak memory {memory / 2**30:.1f} GiB")
+    return ", ".join(facts)
+
+
+def _stopped(run: RunView) -> str:
+    """Why a run counts as unfinished, as the manifest has it."""
+    title = _TITLES.get(run.kind, run.name)
+    steps = [row["step"] for row in run.metrics if is_number(row.get("step"))]
+    last = f" after step {max(steps):g}" if steps else ""
+    planned = run.manifest.get("planned_steps")
+    of = f" of {planned:g}" if is_number(planned) and last else ""
+    reason = run.manifest.get("reason")
+    why = f" Reason: {as_text(reason)}" if reason else ""
+    status = as_text(run.manifest.get("status"))
+    return f"{title} stopped early{last}{of} (status: {status}). What follows shows what it did until then.{why}"
+
+
+def _missing(view: ReportView) -> list[str]:
+    """One sentence for each part of a demo that is not there. A single run has no such parts."""
+    if view.verdict is None:
+        return []
+    sentences = []
+    for kind, what in (("sft", "fine-tuning"), ("reward", "reward-model"), ("ppo", "PPO")):
+        stage = view.stage(kind)
+        if stage is None or not stage.metrics:
+            sentences.append(f"No {what} curves: {kind}/metrics.jsonl is missing or empty.")
+    if not any("before" in row for run in view.stages for row in run.samples):
+        sentences.append("No answers side by side: evaluate/samples.jsonl is missing or empty.")
+    if not isinstance(view.verdict.get("reward_model_calibration"), Mapping):
+        sentences.append("No calibration of the reward model: verdict.json holds no reward_model_calibration.")
+    return sentences
+
+
+def _settings(run: RunView) -> dict[str, Any]:
+    return {"title": _TITLES.get(run.kind, run.name), "config": run.config, "facts": list(_flat(run.manifest))}
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted name, text) of everything in a manifest."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", as_text(value)
+
+
+def _printable(value: object) -> object:
+    """Text, with what no page can hold replaced by the sign for that; the page's own scripts and all else as they are."""
+    return _UNPRINTABLE.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _asset(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
+
+
+def _hash(script: str) -> str:
+    """The script's hash in the form that a content security policy wants."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,163 @@
+"""What a report reads: a run folder, or a demo folder of several, as frozen views. Missing and damaged parts become sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from surefoot.errors import RunError
+
+Row = Mapping[str, Any]
+
+STAGES = ("sft", "pairs", "reward", "ppo", "evaluate")
+_FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl")
+_VERBS = {"ppo_lm": "ppo", "ppo_control": "control", "overoptimize": "ppo"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run folder as it lies on disk. `kind` is its verb: sft, pairs, reward, ppo, evaluate, control, or run when unknown."""
+
+    name: str
+    kind: str
+    metrics: tuple[Row, ...]
+    timings: tuple[Row, ...]
+    samples: tuple[Row, ...]
+    manifest: Row
+    config: str | None
+
+    def column(self, key: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of the lines that hold a finite number under `key`; the line's number where `step` is missing."""
+        steps, values = [], []
+        for number, row in enumerate(self.metrics, start=1):
+            value = row.get(key)
+            if is_number(value):
+                step = row.get("step")
+                steps.append(float(step) if is_number(step) else float(number))
+                values.append(float(value))
+        return steps, values
+
+    @property
+    def recorded(self) -> list[str]:
+        """Keys of the metrics that hold numbers, in the order in which they first occur."""
+        return list(
+            dict.fromkeys(key for row in self.metrics for key, value in row.items() if key != "step" and is_number(value))
+        )
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the manifest says that the run stopped before its planned end, or never ended."""
+        return bool(self.manifest) and self.manifest.get("status") not in ("done", None)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportView:
+    """All that one page shows. `problems` are sentences about what could not be read."""
+
+    name: str
+    verdict: Row | None
+    stages: tuple[RunView, ...]
+    problems: tuple[str, ...]
+
+    def stage(self, kind: str) -> RunView | None:
+        """The stage of that kind, if there is one."""
+        return next((run for run in self.stages if run.kind == kind), None)
+
+
+def read_report_view(path: Path) -> ReportView:
+    """The view of a demo folder (stages inside) or of a single run folder.
+
+    Raises: RunError when `path` is neither.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run folder: there is no such folder. Give the folder that a verb wrote with --out.")
+    problems: list[str] = []
+    verdict = _mapping(path / "verdict.json", problems)
+    inner = [path / stage for stage in STAGES if _is_run(path / stage)]
+    runs = [_read_run(folder, folder.name, folder.name, problems) for folder in inner]
+    if _is_run(path) and (not inner or (path / "metrics.jsonl").is_file() or (path / "samples.jsonl").is_file()):
+        runs.append(_read_run(path, path.resolve().name, None, problems))
+    if not runs and verdict is None:
+        raise RunError(f"{path} is not a run folder: it holds none of {', '.join(('verdict.json', *_FILES))}.")
+    return ReportView(path.resolve().name, verdict, tuple(runs), tuple(problems))
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite number (True and False are not numbers)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _FILES)
+
+
+def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) -> RunView:
+    metrics = _rows(folder / "metrics.jsonl", problems)
+    manifest = _mapping(folder / "manifest.json", problems) or {}
+    verb = str(manifest.get("verb", ""))
+    samples = _rows(folder / "samples.jsonl", problems)
+    config = folder / "config.yaml"
+    return RunView(
+        name=name,
+        kind=kind or _VERBS.get(verb, verb) or _guess(metrics, samples),
+        metrics=metrics,
+        timings=_rows(folder / "timings.jsonl", problems),
+        samples=samples,
+        manifest=manifest,
+        config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
+    )
+
+
+def _guess(metrics: tuple[Row, ...], samples: tuple[Row, ...]) -> str:
+    """The verb of a run without a manifest, by the keys of its metrics and samples."""
+    keys = {key for row in metrics for key in row}
+    for kind, sign in (("ppo", "objective/"), ("control", "rollout/"), ("reward", "accuracy"), ("sft", "loss")):
+        if any(key.startswith(sign) for key in keys):
+            return kind
+    return "evaluate" if samples and "before" in samples[0] else "run"
+
+
+def _rows(path: Path, problems: list[str]) -> tuple[Row, ...]:
+    """The objects of a JSONL file; lines that cannot be read are counted in a sentence. A file that is missing has no rows."""
+    if not path.is_file():
+        return ()
+    rows: list[Row] = []
+    bad: list[int] = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            row = _parse(line)
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                bad.append(number)
+    if bad:
+        where = f"{path.parent.name}/{path.name}"
+        which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines (the first is line {bad[0]}) are"
+        problems.append(
+            f"{where}: {which} not a JSON object and left out. A run that was killed may leave half a line at the end."
+        )
+    return tuple(rows)
+
+
+def _mapping(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The object of a JSON file, or None with a sentence when it holds something else."""
+    if not path.is_file():
+        return None
+    value = _parse(path.read_text("utf-8", errors="replace"))
+    if isinstance(value, dict):
+        return value
+    problems.append(f"{path.parent.name}/{path.name} is not a JSON object and left out.")
+    return None
+
+
+def _parse(text: str) -> Any:
+    """The JSON value, or None where there is none: the reader turns it into a sentence."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
