@@ -12,7 +12,7 @@ from surefoot.types import Evaluation, PPOBatch
 
 
 class TokenActorCritic(nn.Module):
-    """A policy over `num_actions` tokens whose state is a number: an embedding, a head, and a critic that shares the trunk or not.
+    """A policy over `num_actions` tokens whose state is a number: an embedding and a head; the critic has a trunk or shares it.
 
     `states` is a LongTensor [B, T]; `dist` are the logits [B, T, A]. `dropout` breaks it on purpose.
     """
@@ -32,10 +32,15 @@ class TokenActorCritic(nn.Module):
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.dropout(self.trunk(states))
         critic_hidden = hidden if self.critic_trunk is None else self.critic_trunk(states)
-        return self.policy_head(hidden), self.value_head(critic_hidden).squeeze(-1)
+        return self.policy_head(hidden), self.value_head(critic_hidden)
+
+    def judge(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, A] and values [B, T]."""
+        logits, values = self(states)
+        return logits, values.squeeze(-1)
 
     def evaluate(self, states: Tensor, actions: Tensor) -> Evaluation:
-        logits, values = self(states)
+        logits, values = self.judge(states)
         logp_all = torch.log_softmax(logits, dim=-1)
         logp = logp_all.gather(-1, actions[..., None]).squeeze(-1)
         entropy = -(logp_all.exp() * logp_all).sum(-1)
@@ -62,7 +67,7 @@ def rollout(
 ) -> PPOBatch:
     """Random states, sampled actions, and random advantages and returns; `lengths` valid steps a row (default: all)."""
     states = torch.randint(num_states, (rows, steps), generator=generator)
-    logits, values = policy(states)
+    logits, values = policy.judge(states)
     actions = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1, generator=generator).view(rows, steps)
     seen = policy.evaluate(states, actions)
     lengths = torch.full((rows,), steps) if lengths is None else lengths
