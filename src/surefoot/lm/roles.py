@@ -128,14 +128,22 @@ class RewardScorer(nn.Module):
 
     def __init__(self, backbone: Backbone, *, layer: int | None, adapter: str | None, seed: int) -> None:
         super().__init__()
-        self.backbone, self.layer, self.adapter = backbone, layer or backbone.num_layers, adapter
-        self.model: nn.Module = backbone.model
+        self.backbone, self.layer, self.adapter = backbone, layer or backbone.num_layers, adapter  # shared: no submodule of this one
         self.score = nn.Linear(backbone.width, 1, bias=False).to(backbone.device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             nn.init.normal_(self.score.weight, std=(backbone.width + 1) ** -0.5)
         if self.layer != backbone.num_layers:
             cut_trunk(backbone.model.get_decoder(), self.layer)  # refuses a layer that is not there, before training starts
+
+    def trainable(self, method: Literal["head", "adapter", "full"]) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of what `method` trains: the head; with its adapter; with every weight of the trunk."""
+        named = [("score.weight", self.score.weight)]
+        if method == "adapter" and self.adapter is not None:
+            named += adapter_parameters(self.backbone.model, self.adapter)
+        if method == "full":
+            named += list(self.backbone.model.get_decoder().named_parameters())
+        return named
 
     def features(self, rows: list[list[int]]) -> Float[Tensor, "B D"]:
         """States at the last tokens of token rows, float32."""

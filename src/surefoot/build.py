@@ -1,0 +1,242 @@
+"""Configuration to objects: the only file that asks "which engine?", "which reward?". Objects already loaded are taken as given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surefoot.config import Config, ModelConfig
+from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
+from surefoot.errors import ConfigError, EngineError
+from surefoot.lm.adapters import add_adapter
+from surefoot.lm.backbone import Backbone, from_objects, load_backbone
+from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
+from surefoot.lm.data import Dataset, PreferenceRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.roles import LanguageActorCritic, RewardScorer
+from surefoot.preferences.store import PreferenceStore
+from surefoot.rewards.function import FunctionReward, load_function
+from surefoot.rewards.model import load_reward_model
+from surefoot.rollout.local import LocalEngine
+from surefoot.stages.evaluate import EvaluateParts
+from surefoot.stages.judging import Judge
+from surefoot.stages.pairs import PairsParts
+from surefoot.stages.ppo_lm import PPOParts
+from surefoot.stages.reward import Features, RankingTask, RewardParts
+from surefoot.stages.sft import SFTParts, prepare
+from surefoot.types import RewardSource, RolloutEngine
+
+Say = Callable[[str], None]
+Rows = str | Sequence[Mapping[str, Any]] | Sequence[str]  # a file or hub name, or rows already in memory
+
+
+def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
+    """`model` as a backbone: None (cfg.name is loaded), a Backbone, or a pair of transformers model and tokenizer."""
+    if model is None:
+        return load_backbone(cfg)
+    if isinstance(model, Backbone):
+        return model
+    loaded, tokenizer = model
+    return from_objects(loaded, tokenizer, cfg)
+
+
+def dataset(rows: Rows | None, kind: str, setting: str, say: Say) -> Dataset:
+    """Rows of one kind from a file, a hub name or memory; says which format was detected and shows two."""
+    if rows is None:
+        raise ConfigError(f"{setting} is not set. Name a file, a folder or a hub data set (docs/data.md lists the formats).")
+    data = read_rows(rows, kind) if isinstance(rows, str) else rows_from(rows, kind)
+    say(data.description)
+    for line in data.preview(2).splitlines():
+        say(f"  {line}")
+    return data
+
+
+def build_sft(cfg: Config, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None) -> SFTParts:
+    backbone = backbone_of(model, cfg.model)
+    data = dataset(train if train is not None else cfg.data.train, "completions", "data.train", say)
+    held_out = validation if validation is not None else cfg.data.validation
+    if held_out is None:
+        kept, left = split_by_prompt(data.rows, cfg.data.validation_share, cfg.seed)
+    else:
+        kept, left = data.rows, dataset(held_out, "completions", "data.validation", say).rows
+    adapter, parameters = prepare(backbone, cfg)
+    tasks = []
+    for name, rows in (("train", kept), ("validation", left)):
+        tokens, num_long = completion_rows(rows, backbone.codec, completion_only=cfg.sft.completion_only) if rows else ([], 0)
+        say(f"{name}: {len(tokens)} sequences, {sum(len(row.ids) for row in tokens)} tokens" + _long(num_long, "cut"))
+        tasks.append(CompletionTask(tokens, backbone, adapter))
+    return SFTParts(backbone, tasks[0], tasks[1], parameters, adapter)
+
+
+def build_reward(
+    cfg: Config, folder: Path | None, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None
+) -> RewardParts:
+    backbone = backbone_of(model, cfg.model)
+    rows = _preferences(cfg, train, say)
+    held_out = validation if validation is not None else cfg.data.validation
+    if held_out is None:
+        kept, left = split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
+    else:
+        kept, left = rows, dataset(held_out, "preferences", "data.validation", say).rows
+    adapter = "reward" if cfg.reward.method == "adapter" else None
+    if adapter:
+        add_adapter(backbone.model, adapter, rank=cfg.model.lora_rank, alpha=cfg.model.lora_alpha, seed=cfg.seed)
+    scorer = RewardScorer(backbone, layer=cfg.reward.layer, adapter=adapter, seed=cfg.seed)
+    if cfg.reward.method == "full":
+        backbone.model.get_decoder().requires_grad_(True)
+    pairs = [pair_rows(part, backbone.codec) for part in (kept, left)]
+    features = None
+    if cfg.reward.method == "head" and folder is not None:
+        every = [row for part in pairs for pair in part for row in (pair.chosen, pair.rejected)]
+        say(f"features: states of {len(set(every))} answers at layer {scorer.layer}, computed once")
+        features = Features(scorer, every, folder / "features.f32", 2 * cfg.reward.micro_batch_size)
+    train_task, held_out_task = (
+        RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef) for part in pairs
+    )
+    say(f"train: {len(train_task)} pairs; held out: {len(held_out_task)}")
+    return RewardParts(scorer, train_task, held_out_task, scorer.trainable(cfg.reward.method))
+
+
+def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[PreferenceRow]:
+    """Preferences from memory, from reward.store, or from data.train."""
+    if train is None and cfg.reward.store is not None:
+        with PreferenceStore.open(Path(cfg.reward.store)) as store:
+            rows = [
+                {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin, "target": p.target}
+                for p in store.preferences()
+            ]
+        say(f"{cfg.reward.store}: {len(rows)} pairs with votes")
+        return rows_from(rows, "preferences").rows
+    return dataset(train if train is not None else cfg.data.train, "preferences", "data.train", say).rows
+
+
+def build_ppo(
+    cfg: Config, say: Say, *, model: Any = None, prompts: Rows | None = None, reward: Any = None, judges: Mapping[str, Judge] | None = None
+) -> PPOParts:
+    backbone = backbone_of(model, cfg.model)
+    chosen = prompts_of(cfg, backbone, prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
+    ppo = cfg.ppo
+    source = reward_source(cfg, backbone, reward)
+    policy = LanguageActorCritic(
+        backbone,
+        tuning=cfg.model.tuning,
+        critic=ppo.critic,
+        temperature=cfg.rollout.temperature,
+        rank=cfg.model.lora_rank,
+        alpha=cfg.model.lora_alpha,
+        seed=cfg.seed,
+    )
+    if cfg.rollout.top_p < 1 or cfg.rollout.top_k:
+        say("warning: rollout.top_p or top_k cut the distribution that is sampled, not the one that is trained: the ratio is biased")
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    say(f"policy: {trained / 1e6:.2f} M trainable weights of {sum(p.numel() for p in policy.parameters()) / 1e6:.1f} M; {len(chosen)} prompts")
+    return PPOParts(policy, engine_of(cfg, backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
+
+
+def build_evaluate(
+    cfg: Config,
+    say: Say,
+    *,
+    model: Any = None,
+    against: Any = None,
+    prompts: Rows | None = None,
+    reward: Any = None,
+    judges: Mapping[str, Judge] | None = None,
+) -> EvaluateParts:
+    policy = backbone_of(model, cfg.model)
+    if against is None and cfg.evaluate.against is None:
+        raise ConfigError("evaluate.against is not set. Name the model to compare with, for example runs/sft/final.")
+    other = cfg.model.model_copy(update={"name": cfg.evaluate.against or cfg.model.name})
+    reference = backbone_of(against, other)
+    chosen = prompts_of(cfg, policy, prompts if prompts is not None else cfg.data.eval_prompts, "data.eval_prompts", say)
+    source = reward_source(cfg, reference, reward) if reward is not None or cfg.reward_source.source is not None else None
+    engines = (engine_of(cfg, policy, None), engine_of(cfg, reference, None))
+    return EvaluateParts(policy, reference, engines, chosen, judges if judges is not None else judges_of(cfg), source)
+
+
+def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None) -> PairsParts:
+    names = cfg.pairs.models or (cfg.model.name,)
+    backbones = [load_backbone(cfg.model.model_copy(update={"name": name})) for name in names]
+    chosen = prompts_of(cfg, backbones[0], prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
+    if annotator is not None:
+        votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
+    else:
+        name = cfg.pairs.annotator
+        votes = None if name is None else (name.partition(":")[2].lower(), load_function(name))
+    engines = [(name, engine_of(cfg, backbone, None)) for name, backbone in zip(names, backbones, strict=True)]
+    return PairsParts(engines, chosen, backbones[0].codec.pad_id, votes)
+
+
+def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str, say: Say) -> PromptSet:
+    """Prompts as token rows; says how many passed the context and what became of them."""
+    data = dataset(rows, "prompts", setting, say)
+    chosen = prompt_set(data.rows, backbone.codec, cfg.rollout.response_length, cfg.data.long_prompts)
+    if chosen.num_long:
+        say(f"prompts: {len(chosen)} kept" + _long(chosen.num_long, "dropped" if cfg.data.long_prompts == "drop" else "cut on the left"))
+    return chosen
+
+
+def engine_of(cfg: Config, backbone: Backbone, adapter: str | None) -> RolloutEngine:
+    match cfg.rollout.engine:
+        case "local":
+            return LocalEngine(backbone, cfg.rollout, adapter=adapter)
+        case "vllm":
+            raise EngineError('rollout.engine = "vllm" has no client in this version. Set rollout.engine = "local".')
+
+
+def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardSource:
+    """A callable as it is, a source as it is, `module:function`, or a reward-model folder."""
+    if given is not None:
+        return given if isinstance(getattr(type(given), "score", None), Callable) else FunctionReward(given)  # type: ignore[arg-type, return-value]
+    source = cfg.reward_source.source
+    if source is None:
+        raise ConfigError("reward_source.source is not set. Name a reward-model folder (runs/reward/final) or module:function.")
+    if Path(source).exists():
+        return load_reward_model(Path(source), backbone, cfg.reward_source.batch_size, may_share=cfg.model.tuning == "lora")
+    if ":" in source:
+        return FunctionReward(load_function(source), source)
+    raise ConfigError(f"reward_source.source = {source!r}: no such folder, and no module:function. Name one of the two.")
+
+
+def judges_of(cfg: Config) -> dict[str, Judge]:
+    """The judges of evaluate.judges by name: embedded ones, or functions of texts."""
+    out: dict[str, Judge] = {}
+    for name in cfg.evaluate.judges:
+        if name in NAMED_JUDGES:
+            out[name] = named_judge(name)
+        elif ":" in name:
+            out[name.partition(":")[2]] = load_function(name)
+        else:
+            raise ConfigError(f"evaluate.judges: no judge {name!r}. Name {', '.join(NAMED_JUDGES)}, or module:function.")
+    return out
+
+
+def _long(count: int, what: str) -> str:
+    return f"; {count} passed the context and were {what}" if count else ""
+
+
+def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
+    """What a run will hold, in bytes by name, from the model's configuration alone: nothing is loaded."""
+    from surefoot.lm.plan import model_sizes
+
+    sizes = model_sizes(cfg.model)
+    width = 2 if cfg.model.dtype == "bfloat16" else 4
+    full = cfg.model.tuning == "full"
+    trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank)
+    rows, tokens = {
+        "sft": (cfg.sft.micro_batch_size, 256),
+        "reward": (2 * cfg.reward.micro_batch_size, 256),
+    }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
+    plan = [("backbone", sizes.total * (4 if full else width))]
+    if verb in ("sft", "reward", "ppo", "demo"):
+        plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
+        plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
+    if verb in ("ppo", "demo") and full:
+        plan += [("frozen reference", sizes.total * 4)]
+    if verb in ("ppo", "demo") and cfg.ppo.critic == "model":
+        plan += [("critic model with gradients and moments", sizes.total * 16)]
+    if verb in ("ppo", "demo", "pairs", "evaluate"):
+        plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
+    if verb == "evaluate":
+        plan += [("model to compare with", sizes.total * width)]
+    return plan

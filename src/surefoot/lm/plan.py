@@ -1,0 +1,51 @@
+"""Sizes of a model from its configuration alone, for memory plans: nothing is loaded, no weight is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from surefoot.config import ModelConfig
+from surefoot.errors import ModelError
+from surefoot.lm.backbone import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Counts of numbers, not bytes. `linear_edges` is the sum over linear layers of inputs plus outputs."""
+
+    total: int
+    linear_edges: int
+    activations_per_token: int
+    cache_per_token: int
+
+    def adapter(self, rank: int) -> int:
+        """Weights of a LoRA adapter of `rank` on every linear layer but the head."""
+        return rank * self.linear_edges
+
+
+def model_sizes(cfg: ModelConfig) -> ModelSizes:
+    """Sizes of `cfg.name`. Raises ModelError where its configuration cannot be read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = resolve(cfg.name)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model.name = {cfg.name!r}: its configuration cannot be read: {first}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    text = config.get_text_config()
+    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelSizes(
+        total=sum(p.numel() for p in model.parameters()),
+        linear_edges=sum(m.in_features + m.out_features for m in linears),
+        # what a backward pass keeps: the input of every linear layer and about as much again for norms and attention
+        activations_per_token=2 * sum(m.in_features for m in linears),
+        cache_per_token=2 * text.num_hidden_layers * kv_heads * head_width,
+    )

@@ -1,0 +1,170 @@
+"""Reward models as sources: on the policy's own backbone, or loaded beside it.
+
+A folder holds what AutoModelForSequenceClassification loads, and `reward.json`: the layer, how it was trained, the fingerprint of the
+backbone it was trained on, and the mean and deviation that turn raw scores into units. With the same backbone under an adapter only the
+head is read, and no second copy of the weights is loaded. Another tokenizer means another reading: then the model reads text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from surefoot.errors import ModelError
+from surefoot.lm.backbone import Backbone, cut_config, plain_state_dict, save_weights
+from surefoot.lm.roles import RewardScorer
+from surefoot.lm.tokens import Codec, pad_right, reward_row
+from surefoot.types import Completions, Prompts, Scores
+
+SIDECAR = "reward.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFacts:
+    """The sidecar of a reward model. A score leaves as (raw - mean) / deviation; 0 and 1 where nothing was normalised."""
+
+    method: str = "full"
+    layer: int | None = None
+    base: str = ""
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+def read_facts(folder: Path) -> RewardFacts:
+    """The sidecar's facts; raw scores where a folder from elsewhere has none."""
+    path = folder / SIDECAR
+    if not path.exists():
+        return RewardFacts()
+    try:
+        return RewardFacts(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} is not a reward model's sidecar: {error}. Train the reward model again, or remove the file.") from error
+
+
+def save_reward_model(scorer: RewardScorer, facts: RewardFacts, folder: Path) -> None:
+    """Writes `folder` so that AutoModelForSequenceClassification(num_labels=1) gives the scorer's raw scores."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = cut_config(scorer.backbone.model.config, scorer.layer)
+    config.num_labels = 1
+    config.pad_token_id = scorer.backbone.codec.pad_id
+    with torch.device("meta"):
+        kind = type(AutoModelForSequenceClassification.from_config(config))
+        names = set(kind(config).state_dict())
+    prefix, weights = kind.base_model_prefix, plain_state_dict(scorer.backbone.model, scorer.adapter)
+    kept = {name: tensor for name, tensor in weights.items() if name in names or f"{prefix}.{name}" in names}
+    kept["score.weight"] = scorer.score.weight.detach()
+    if missing := names - set(kept):
+        raise ModelError(f"{kind.__name__} needs weights that the backbone does not have: {', '.join(sorted(missing)[:3])}.")
+    save_weights(kind, config, kept, folder)
+    scorer.backbone.codec.tokenizer.save_pretrained(folder)
+    (folder / SIDECAR).write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
+
+
+class SharedRewardModel:
+    """A reward head on the policy's bare backbone: no second copy of the weights."""
+
+    def __init__(self, scorer: RewardScorer, facts: RewardFacts, batch_size: int) -> None:
+        self.scorer, self.facts, self.batch_size = scorer, facts, batch_size
+
+    @torch.no_grad()
+    def score(self, prompts: Prompts, completions: Completions) -> Scores:
+        codec = self.scorer.backbone.codec
+        rows = _rows(prompts, completions, codec.context)
+        raw = _in_batches(self.scorer, rows, self.batch_size)
+        return _scores(raw, self.facts)
+
+
+class SeparateRewardModel:
+    """A sequence-classification model of any architecture. It reads the sampled ids where `codec` is the policy's own, else text."""
+
+    def __init__(self, model: Any, codec: Codec, facts: RewardFacts, batch_size: int, *, reads_ids: bool) -> None:
+        self.model, self.codec, self.facts, self.batch_size, self.reads_ids = model, codec, facts, batch_size, reads_ids
+
+    @torch.no_grad()
+    def score(self, prompts: Prompts, completions: Completions) -> Scores:
+        if self.reads_ids:
+            rows = _rows(prompts, completions, self.codec.context)
+        else:
+            rows = [self.text_row(p + c) for p, c in zip(prompts.text, completions.text, strict=True)]
+        return _scores(_in_batches(self._raw, rows, self.batch_size), self.facts)
+
+    def text_row(self, text: str) -> list[int]:
+        ids: list[int] = self.codec.tokenizer(text, truncation=True, max_length=self.codec.context)["input_ids"]
+        return ids
+
+    def _raw(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
+        ids, mask = pad_right(rows, self.codec.pad_id)
+        device = next(self.model.parameters()).device
+        logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
+        return logits[:, 0].float()
+
+
+def load_reward_model(folder: Path, backbone: Backbone, batch_size: int, *, may_share: bool) -> SharedRewardModel | SeparateRewardModel:
+    """The reward model in `folder`: its head on `backbone` where that is the one it was trained on, otherwise the whole model."""
+    facts = read_facts(folder)
+    if may_share and facts.method == "head" and facts.base == backbone.fingerprint and backbone.fingerprint:
+        scorer = RewardScorer(backbone, layer=facts.layer, adapter=None, seed=0)
+        with torch.no_grad():
+            scorer.score.weight.copy_(_score_weight(folder))
+        scorer.score.requires_grad_(False)
+        return SharedRewardModel(scorer, facts, batch_size)
+    return _separate(folder, facts, backbone, batch_size)
+
+
+def _separate(folder: Path, facts: RewardFacts, backbone: Backbone, batch_size: int) -> SeparateRewardModel:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"reward_source.source = {str(folder)!r} cannot be loaded as a reward model: {first}") from error
+    if model.config.num_labels != 1:
+        raise ModelError(f"reward_source.source = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
+    same = tokenizer.get_vocab() == backbone.codec.tokenizer.get_vocab()
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    context = getattr(model.config, "max_position_embeddings", None) or backbone.codec.context
+    codec = Codec(tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain")
+    return SeparateRewardModel(model.eval().requires_grad_(False), codec, facts, batch_size, reads_ids=same)
+
+
+def _score_weight(folder: Path) -> Tensor:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118 - not a dict
+                weight: Tensor = tensors.get_tensor("score.weight")
+                return weight
+    raise ModelError(f"{folder} holds no head named score. Train the reward model again.")
+
+
+def _rows(prompts: Prompts, completions: Completions, context: int) -> list[list[int]]:
+    return [
+        reward_row(p[pm].tolist(), c[cm].tolist(), context)
+        for p, pm, c, cm in zip(prompts.ids, prompts.mask, completions.ids, completions.mask, strict=True)
+    ]
+
+
+def _in_batches(raw: Any, rows: list[list[int]], batch_size: int) -> Float[Tensor, " B"]:
+    """Raw scores in the order of `rows`; like lengths are scored together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    out = torch.zeros(len(rows))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        out[part] = raw([rows[i] for i in part]).cpu()
+    return out
+
+
+def _scores(raw: Float[Tensor, " B"], facts: RewardFacts) -> Scores:
+    if not bool(raw.isfinite().all()):
+        raise ModelError(f"the reward model gave a score that is not finite for answer {int((~raw.isfinite()).nonzero()[0, 0])}.")
+    value = (raw - facts.mean) / facts.deviation
+    return Scores(value=value, parts={"reward_model": value}, valid=torch.ones_like(value, dtype=torch.bool))

@@ -1,0 +1,130 @@
+"""The whole loop of 8.3.5 in one run: SFT, votes, reward model, PPO, evaluation by judges that were never trained on, report.
+
+Each stage is a run folder of its own inside the demo's, so an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from surefoot.config import Config
+from surefoot.diagnostics.report import verdict_words, write_report
+from surefoot.embedded.worlds import DemoWorld, real_world, store_votes, tiny_world
+from surefoot.progress import Progress
+from surefoot.runs import RunFolder, load_manifest, read_jsonl
+from surefoot.stages import evaluate, ppo_lm, reward, sft
+
+BEST_OF = 8
+
+
+def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
+    tiny = cfg.model.name == "tiny"
+    progress.say("data: " + ("made-up reviews and raters" if tiny else "film-review sentences, each rated by about 18 people"))
+    world = tiny_world(cfg.seed) if tiny else real_world(cfg.seed)
+    root = folder.path
+    digest = store_votes(root / "preferences.db", world.votes)
+    stages: list[tuple[str, Callable[..., None], Config, Mapping[str, Any]]] = [
+        ("sft", sft.run, _sft_config(cfg, tiny), {"train": world.sentences}),
+        ("reward", reward.run, _on(cfg, root / "sft/final", "reward", store=str(root / "preferences.db")), {"validation": _rows(world)}),
+        ("ppo", ppo_lm.run, _ppo_config(cfg, root), {"prompts": world.ppo_prompts, "judges": world.judges}),
+        ("evaluate", evaluate.run, _evaluate_config(cfg, root), {"prompts": world.eval_prompts, "judges": world.judges}),
+    ]
+    for name, stage, stage_cfg, given in stages:
+        folder.check_stop()
+        _run_stage(folder, name, stage, stage_cfg, given, progress)
+    verdict = _verdict(cfg, root, world.main_judge)
+    folder.write("verdict.json", json.dumps(verdict, indent=2) + "\n")
+    report = write_report(root)
+    folder.finish(votes=digest)
+    for line in verdict["verdict"]:
+        progress.say(line)
+    progress.say(f"report: {report}")
+
+
+def _run_stage(folder: RunFolder, name: str, stage: Callable[..., None], cfg: Config, given: Mapping[str, Any], progress: Progress) -> None:
+    with RunFolder.open(folder.path / name, verb=name, cfg=cfg, resume="auto") as inner:
+        if inner.is_done:
+            progress.say(f"{name}: done before")
+            return
+        began = time.perf_counter()
+        try:
+            stage(cfg, inner, progress, **given)
+        finally:
+            line = json.dumps({"stage": name, "seconds": round(time.perf_counter() - began, 2)})
+            with (folder.path / "stages.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+    gc.collect()  # the stage's models are gone before the next one loads its own
+
+
+def _sft_config(cfg: Config, tiny: bool) -> Config:
+    """SFT from the base model. Random weights give an adapter nothing to adapt: the tiny model is trained whole."""
+    model = cfg.model.model_copy(update={"tuning": "full"}) if tiny else cfg.model
+    return cfg.model_copy(update={"model": model})
+
+
+def _on(cfg: Config, model: Path, section: str, **settings: Any) -> Config:
+    """`cfg` on the model of an earlier stage, with some settings of one section."""
+    changed = getattr(cfg, section).model_copy(update=settings)
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": str(model)}), section: changed})
+
+
+def _ppo_config(cfg: Config, root: Path) -> Config:
+    return _on(cfg, root / "sft/final", "reward_source", source=str(root / "reward/final"))
+
+
+def _evaluate_config(cfg: Config, root: Path) -> Config:
+    with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(root / "reward/final"))
+    return _on(with_reward, root / "ppo/final", "evaluate", against=str(root / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF)
+
+
+def _rows(world: DemoWorld) -> list[dict[str, Any]]:
+    return [
+        {"prompt": v["prompt"], "chosen": v["chosen"], "rejected": v["rejected"], "target": 0.5 if v["tie"] else 1.0} for v in world.held_out_votes
+    ]
+
+
+def _verdict(cfg: Config, root: Path, judge: str) -> dict[str, Any]:
+    """The figures of the whole run, and what they mean in words."""
+    figures = json.loads((root / "evaluate/evaluation.json").read_text(encoding="utf-8"))
+    losses = [row["validation/loss"] for row in read_jsonl(root / "sft/metrics.jsonl") if "validation/loss" in row]
+    held_out = load_manifest(root / "reward")["facts"]["held_out"]
+    main = figures["win_rates"][judge]
+    seconds: dict[str, float] = {}
+    for row in read_jsonl(root / "stages.jsonl"):
+        seconds[row["stage"]] = round(seconds.get(row["stage"], 0.0) + row["seconds"], 2)
+    verdict: dict[str, Any] = {
+        "judge": judge,
+        "judge_win_rate": main["win_rate"],
+        "judge_win_rate_interval": main["interval"],
+        "vader_win_rate": figures["win_rates"]["vader"]["win_rate"],
+        "duplicates": figures["duplicates_after"],
+        "duplicates_before": figures["duplicates_before"],
+        "sft_loss_before": losses[0],
+        "sft_loss_after": losses[-1],
+    }
+    for name, column in (("vader", "vader"), ("judge", judge), ("reward", "reward"), ("distinct2", "distinct2"), ("length", "length")):
+        verdict |= {f"{name}_{side}": figures[f"{column}_{side}"] for side in ("before", "after")}
+    verdict |= {
+        "kl_policy_sft": figures["kl_policy_sft"],
+        "eos_rate": figures["eos_rate_after"],
+        "eos_rate_before": figures["eos_rate_before"],
+        "reward_model_accuracy": held_out["accuracy"],
+        "reward_model_accuracy_interval": held_out["accuracy_interval"],
+        "reward_model_calibration": held_out["calibration"],
+        "best_of_n": {("judge" if key == judge else key): value for key, value in figures["best_of_n"].items()},
+        "num_prompts": figures["num_prompts"],
+        "seed": cfg.seed,
+        "objective": cfg.ppo.objective,
+        "kl_coef": cfg.ppo.kl_coef,
+        "preset": "tiny" if cfg.model.name == "tiny" else "default",
+        "seconds": seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+    return verdict | {"verdict": verdict_words(verdict)}

@@ -1,0 +1,180 @@
+"""Is it better, and at what price? Policy against reference on held-out prompts, by judges that never entered a reward."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from surefoot.config import Config
+from surefoot.core import best_of_n_kl
+from surefoot.diagnostics.calibration import win_rate
+from surefoot.diagnostics.text import distinct_n, duplicate_share
+from surefoot.lm.backbone import Backbone
+from surefoot.lm.batches import PromptSet
+from surefoot.lm.logits import token_statistics
+from surefoot.lm.tokens import Context, joined_rows, states_before
+from surefoot.progress import Progress
+from surefoot.runs import RunFolder
+from surefoot.stages.judging import Judge, verdicts
+from surefoot.types import Completions, Prompts, RewardSource, RolloutEngine, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateParts:
+    """Two models, their engines, the prompts nobody trained on, and who judges. `reward` is the proxy, shown beside the judges."""
+
+    policy: Backbone
+    reference: Backbone
+    engines: tuple[RolloutEngine, RolloutEngine]  # of the policy, of the reference
+    prompts: PromptSet
+    judges: Mapping[str, Judge]
+    reward: RewardSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One model's answers to some prompts, with what every judge says of them."""
+
+    prompts: Prompts
+    completions: Completions
+    judged: Mapping[str, list[float]]
+    reward: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateStep:
+    """One batch of prompts, answered by both."""
+
+    done: int
+    total: int
+    before: Answers
+    after: Answers
+    sequence_kl: list[float]  # of the policy's answers: log pi_theta - log pi_SFT, nats a sequence
+    best: Answers | None = None
+
+
+def steps(parts: EvaluateParts, cfg: Config) -> Iterator[EvaluateStep]:
+    """Yields a batch of prompts at a time. The same uniform numbers sample both models' answers."""
+    total = min(cfg.evaluate.num_prompts, len(parts.prompts))
+    size = cfg.rollout.batch_size
+    for start in range(0, total, size):
+        prompts = parts.prompts.take(range(start, min(start + size, total)), parts.policy.codec.pad_id)
+        after, before = (
+            _answers(parts, prompts, engine.generate(prompts, torch.Generator().manual_seed(cfg.seed * 7919 + start)))
+            for engine in parts.engines
+        )
+        kl = sequence_kl(parts, prompts, after.completions, cfg.rollout.temperature)
+        yield EvaluateStep(start + len(prompts), total, before, after, kl, _best_of_n(parts, prompts, cfg, start))
+
+
+def _answers(parts: EvaluateParts, prompts: Prompts, completions: Completions) -> Answers:
+    judged = {name: verdicts(judge, name, prompts.text, completions.text) for name, judge in parts.judges.items()}
+    reward = [] if parts.reward is None else parts.reward.score(prompts, completions).value.tolist()
+    return Answers(prompts, completions, judged, reward)
+
+
+def _best_of_n(parts: EvaluateParts, prompts: Prompts, cfg: Config, start: int) -> Answers | None:
+    """The reference's answer that the reward likes best of n: the baseline that needs no training (KL log n - (n-1)/n at most)."""
+    n = cfg.evaluate.best_of
+    if n < 2 or parts.reward is None:
+        return None
+    many = prompts.rows([i for i in range(len(prompts)) for _ in range(n)])
+    completions = parts.engines[1].generate(many, torch.Generator().manual_seed(cfg.seed * 7919 + start + 1))
+    scores: Scores = parts.reward.score(many, completions)
+    best = scores.value.reshape(len(prompts), n).argmax(1) + torch.arange(len(prompts)) * n
+    chosen = Completions(
+        completions.ids[best],
+        completions.mask[best],
+        completions.logp_sampler[best],
+        completions.finished[best],
+        tuple(completions.text[i] for i in best.tolist()),
+        completions.version,
+    )
+    return _answers(parts, prompts, chosen)
+
+
+@torch.no_grad()
+def sequence_kl(parts: EvaluateParts, prompts: Prompts, completions: Completions, temperature: float) -> list[float]:
+    """log pi_theta(y|x) - log pi_SFT(y|x) of each sampled answer: k1, whose mean is KL(policy || SFT), nats a sequence."""
+    logps = [_logp(model, prompts, completions, temperature) for model in (parts.policy, parts.reference)]
+    return (logps[0] - logps[1]).sum(1).tolist()
+
+
+def _logp(model: Backbone, prompts: Prompts, completions: Completions, temperature: float) -> torch.Tensor:
+    context = Context(prompts.ids, prompts.mask, completions.mask)
+    rows, lengths = joined_rows(context, completions.ids, model.codec.pad_id)
+    states = states_before(model.hidden(rows, None), lengths, completions.ids.shape[1])[:, :-1]
+    mask = completions.mask
+    logp, _ = token_statistics(states[mask], completions.ids[mask], model.head(temperature))
+    return torch.zeros(mask.shape).masked_scatter(mask, logp)
+
+
+def result_rows(step: EvaluateStep) -> Iterator[dict[str, object]]:
+    """A row for each prompt: both answers, and every number about them."""
+    for i, prompt in enumerate(step.after.prompts.text):
+        row: dict[str, object] = {"prompt": prompt}
+        for name, answers in (("before", step.before), ("after", step.after), ("best", step.best)):
+            if answers is None:
+                continue
+            row[name] = answers.completions.text[i]
+            row[f"length_{name}"] = int(answers.completions.mask[i].sum())
+            row[f"finished_{name}"] = bool(answers.completions.finished[i])
+            row |= {f"{judge}_{name}": numbers[i] for judge, numbers in answers.judged.items()}
+            if answers.reward:
+                row[f"reward_{name}"] = answers.reward[i]
+        yield row | {"kl": step.sequence_kl[i]}
+
+
+def summary(rows: list[dict[str, object]], judges: tuple[str, ...], best_of: int) -> dict[str, object]:
+    """Means before and after, and the win rate of the last judge named with its interval; ties count half."""
+
+    def column(name: str) -> list[float]:
+        return [float(row[name]) for row in rows]  # type: ignore[arg-type]
+
+    def mean(name: str) -> float:
+        return sum(column(name)) / len(rows)
+
+    out: dict[str, object] = {"num_prompts": len(rows), "kl_policy_sft": mean("kl")}
+    for side in ("before", "after"):
+        texts = [str(row[side]) for row in rows]
+        out |= {
+            f"distinct2_{side}": distinct_n(texts, 2),
+            f"duplicates_{side}": duplicate_share([f"{row['prompt']}{row[side]}" for row in rows]),
+            f"length_{side}": mean(f"length_{side}"),
+            f"eos_rate_{side}": mean(f"finished_{side}"),
+        }
+        out |= {f"{name}_{side}": mean(f"{name}_{side}") for name in (*judges, "reward") if f"{name}_{side}" in rows[0]}
+    out["win_rates"] = {}
+    for judge in judges:
+        rate = win_rate(column(f"{judge}_after"), column(f"{judge}_before"))
+        out["win_rates"][judge] = {"win_rate": rate.value, "interval": rate.as_list()}  # type: ignore[index]
+    if "best" in rows[0]:
+        best: dict[str, object] = {"n": best_of, "kl": best_of_n_kl(best_of), "reward": mean("reward_best")}
+        for judge in judges:
+            rate = win_rate(column(f"{judge}_best"), column(f"{judge}_before"))
+            best[judge] = mean(f"{judge}_best")
+            best[f"{judge}_win_rate"] = rate.value
+        out["best_of_n"] = best
+    return out
+
+
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+    from surefoot.build import build_evaluate
+
+    parts = build_evaluate(cfg, progress.say, **given)
+    folder.restore()  # an interrupted evaluation begins again: it is short, and nothing of it is half written
+    progress.start("evaluate", min(cfg.evaluate.num_prompts, len(parts.prompts)), "prompts")
+    rows: list[dict[str, object]] = []
+    for step in steps(parts, cfg):
+        folder.check_stop()
+        new = list(result_rows(step))
+        rows += new
+        folder.samples(step.done, new)
+        progress.update(step.done, {"kl": sum(step.sequence_kl) / len(step.sequence_kl)})
+    figures = summary(rows, tuple(parts.judges), cfg.evaluate.best_of)
+    folder.record(len(rows), {key: value for key, value in figures.items() if isinstance(value, (int, float))})
+    folder.write("evaluation.json", json.dumps(figures, indent=2) + "\n")
+    folder.finish(evaluation=figures)

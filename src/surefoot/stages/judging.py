@@ -1,0 +1,26 @@
+"""Judges: functions of text that no reward model was trained on. They look at a run; they never enter a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from surefoot.errors import RewardError
+
+Judge = Callable[[Sequence[str]], Sequence[float]]  # whole texts, prompt and answer together -> one number each
+
+
+def verdicts(judge: Judge, name: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """The judge's number for each prompt with its answer. Raises RewardError where it gives another count."""
+    numbers = [float(x) for x in judge([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])]
+    if len(numbers) != len(answers):
+        raise RewardError(f"judge {name} returned {len(numbers)} numbers for {len(answers)} answers; it must return one each.")
+    return numbers
+
+
+def judged(judges: Mapping[str, Judge], prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Metrics judge/NAME: the mean of each judge over a rollout's answers."""
+    out = {}
+    for name, judge in judges.items():
+        numbers = verdicts(judge, name, prompts, answers)
+        out[f"judge/{name}"] = sum(numbers) / len(numbers)
+    return out

@@ -1,0 +1,160 @@
+"""Reward model (8.3.5, second stage): one number an answer, so that the answer people chose gets more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from surefoot.config import Config
+from surefoot.core import pair_accuracy, ranking_loss
+from surefoot.diagnostics.calibration import accuracy_by_length_gap, accuracy_interval, calibration
+from surefoot.lm.batches import PairRow
+from surefoot.lm.roles import RewardScorer
+from surefoot.progress import Progress
+from surefoot.rewards.model import RewardFacts, save_reward_model
+from surefoot.runs import RunFolder
+from surefoot.stages.cards import write_card
+from surefoot.stages.supervised import FitStep, fit, total_steps
+
+Row = tuple[int, ...]
+
+
+class Features:
+    """Frozen states of token rows, computed once and kept in a file: a head is trained without running the trunk again."""
+
+    def __init__(self, scorer: RewardScorer, rows: Sequence[Row], path: Path, batch_size: int) -> None:
+        unique = sorted(set(rows), key=lambda row: (len(row), row))
+        self.place = {row: i for i, row in enumerate(unique)}
+        width = scorer.backbone.width
+        self.table = torch.from_file(str(path), shared=True, size=len(unique) * width, dtype=torch.float32).reshape(-1, width)
+        with torch.no_grad():
+            for start in range(0, len(unique), batch_size):
+                part = [list(row) for row in unique[start : start + batch_size]]
+                self.table[start : start + len(part)] = scorer.features(part).cpu()
+
+    def of(self, rows: Sequence[Row]) -> Float[Tensor, "B D"]:
+        return self.table[[self.place[row] for row in rows]]
+
+
+class RankingTask:
+    """The ranking loss over pairs: -t log sigmoid(d) - (1-t) log sigmoid(-d') with margins, plus the pull of `center_coef` to 0."""
+
+    def __init__(
+        self, pairs: Sequence[PairRow], scorer: RewardScorer, features: Features | None, *, use_margin: bool, center_coef: float
+    ) -> None:
+        self.pairs, self.scorer, self.features = pairs, scorer, features
+        self.use_margin, self.center_coef = use_margin, center_coef
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def length(self, item: int) -> int:
+        return max(len(self.pairs[item].chosen), len(self.pairs[item].rejected))
+
+    def weight(self, items: Sequence[int]) -> float:
+        return float(len(items))
+
+    def scores(self, items: Sequence[int]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(R of the first answers, R of the second), raw."""
+        rows = [self.pairs[i].chosen for i in items] + [self.pairs[i].rejected for i in items]
+        if self.features is not None:
+            both = self.scorer.head(self.features.of(rows).to(self.scorer.backbone.device))
+        else:
+            both = self.scorer([list(row) for row in rows])
+        return both[: len(items)], both[len(items) :]
+
+    def loss(self, items: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        chosen, rejected = self.scores(items)
+        target = torch.tensor([self.pairs[i].target for i in items], device=chosen.device)
+        margin = torch.tensor([self.pairs[i].margin for i in items], device=chosen.device) if self.use_margin else None
+        loss = ranking_loss(chosen, rejected, margin, target) + self.center_coef * (chosen + rejected) ** 2 / 4
+        # a vote for the first answer agrees with a share `target` of the voters, a tie with half of them
+        agreement = target * pair_accuracy(chosen, rejected) + (1 - target) * pair_accuracy(rejected, chosen)
+        both = torch.cat([chosen, rejected]).detach()
+        return loss.sum(), {
+            "accuracy": agreement.sum().item(),
+            "margin": (chosen - rejected).sum().item(),
+            "mean_reward": both.mean().item() * len(items),
+            "min_reward": both.min().item() * len(items),
+            "max_reward": both.max().item() * len(items),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RewardParts:
+    """What reward-model training needs."""
+
+    scorer: RewardScorer
+    train: RankingTask
+    validation: RankingTask
+    parameters: list[tuple[str, nn.Parameter]]
+
+
+def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[FitStep]:
+    """Yields after every optimiser step, and held-out figures before the first and after the last."""
+    yield from fit(parts.train, parts.parameters, cfg.reward, seed=cfg.seed, validation=parts.validation, folder=folder)
+
+
+@torch.no_grad()
+def normalisation(task: RankingTask, batch_size: int) -> tuple[float, float]:
+    """Mean and deviation of raw scores over the answers trained on, each pair's two."""
+    count, mean, squares = 0, 0.0, 0.0
+    for start in range(0, len(task), batch_size):
+        raw = torch.cat(task.scores(range(start, min(start + batch_size, len(task))))).double()
+        gap, total = raw.mean().item() - mean, count + len(raw)
+        squares += ((raw - raw.mean()) ** 2).sum().item() + gap * gap * count * len(raw) / total  # Chan et al. 1983
+        mean, count = mean + gap * len(raw) / total, total
+    return mean, max(math.sqrt(squares / max(count, 1)), 1e-6)
+
+
+@torch.no_grad()
+def held_out_figures(task: RankingTask, batch_size: int) -> dict[str, object]:
+    """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
+    decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
+    if not decided:
+        return {"num_pairs": 0}
+    scores: tuple[list[float], list[float]] = ([], [])
+    lengths: tuple[list[int], list[int]] = ([], [])
+    for start in range(0, len(decided), batch_size):
+        items = decided[start : start + batch_size]
+        for i, first, second in zip(items, *(side.tolist() for side in task.scores(items)), strict=True):
+            pair, won = task.pairs[i], 0 if task.pairs[i].target > 0.5 else 1
+            for side, score, row in ((won, first, pair.chosen), (1 - won, second, pair.rejected)):
+                scores[side].append(score)
+                lengths[side].append(len(row))
+    accuracy = accuracy_interval(*scores)
+    by_gap = accuracy_by_length_gap(*scores, *lengths)
+    return {
+        "accuracy": accuracy.value,
+        "accuracy_interval": accuracy.as_list(),
+        "num_pairs": len(decided),
+        "calibration": calibration(*scores).as_dict(),
+        "accuracy_by_length_gap": [
+            {"from": gap.low if math.isfinite(gap.low) else None, "accuracy": gap.accuracy.value, "count": gap.accuracy.count} for gap in by_gap
+        ],
+    }
+
+
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+    from surefoot.build import build_reward
+
+    parts = build_reward(cfg, folder.path, progress.say, **given)
+    progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
+    for step in steps(parts, cfg, folder):
+        progress.update(step.step, step.metrics)
+    size = cfg.reward.batch_size
+    mean, deviation = normalisation(parts.train, size) if cfg.reward.normalize else (0.0, 1.0)
+    figures = held_out_figures(parts.validation, size)
+    backbone = parts.scorer.backbone
+    facts = RewardFacts(cfg.reward.method, parts.scorer.layer, backbone.fingerprint, mean, deviation)
+    with folder.final() as final:
+        save_reward_model(parts.scorer, facts, final)
+        write_card(final, "reward", cfg, backbone.source, figures)
+    folder.finish(base=backbone.source, held_out=figures)
+    (folder.path / "features.f32").unlink(missing_ok=True)

@@ -1,0 +1,186 @@
+"""From prompts to a PPOBatch: sample, score, evaluate, tether, advantages. What a rollout showed comes along as metrics.
+
+The order of the reward is fixed: penalties, scale, clip, tether, whiten, GAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from surefoot.config import PPOConfig
+from surefoot.core import gae, kl_estimate, masked_mean, scale_only, tethered_rewards
+from surefoot.lm.logits import TokenDist
+from surefoot.lm.roles import LanguageActorCritic
+from surefoot.lm.tokens import Context
+from surefoot.types import Completions, PPOBatch, Prompts, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDeviation:
+    """Count, mean and sum of squared deviations of all scores so far (Chan et al. 1983); saved with every checkpoint."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def seen(self, x: Float[Tensor, " N"]) -> RunningDeviation:
+        if not len(x):
+            return self
+        mean, count = x.double().mean().item(), self.count + len(x)
+        squares = ((x.double() - mean) ** 2).sum().item()
+        gap = mean - self.mean
+        return RunningDeviation(count, self.mean + gap * len(x) / count, self.squares + squares + gap * gap * self.count * len(x) / count)
+
+    @property
+    def deviation(self) -> float:
+        return max((self.squares / self.count) ** 0.5, 1e-4) if self.count > 1 and self.squares > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A batch to learn from and what was seen on the way. KLs are sums over a sequence, nats."""
+
+    batch: PPOBatch
+    prompts: Prompts
+    completions: Completions
+    scores: Scores
+    sequence_kl: Float[Tensor, " B"]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What policy and reference say of a rollout's tokens, before any update."""
+
+    logp: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    next_values: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    logp_ref: Float[Tensor, "B T"]
+    kl: Float[Tensor, "B T"]
+    dist_old: TokenDist | None
+    dist_ref: TokenDist | None
+
+
+def rollout(
+    policy: LanguageActorCritic, prompts: Prompts, completions: Completions, scores: Scores, cfg: PPOConfig, *, kl_coef: float, running: RunningDeviation
+) -> Rollout:
+    """Turns scored answers into a PPOBatch. Rows that are invalid or empty are masked before any mean is taken."""
+    device = policy.backbone.device
+    valid = scores.valid & completions.mask.any(1)
+    mask = (completions.mask & valid[:, None]).to(device)
+    context = Context(prompts.ids.to(device), prompts.mask.to(device), mask)
+    ids, finished = completions.ids.to(device), completions.finished.to(device)
+    seen = _evaluate(policy, context, ids, cfg)
+    paid = penalised(scores.value.to(device), mask, finished, cfg) / (running.deviation if cfg.reward_scale == "running" else 1.0)
+    if cfg.reward_clip is not None:
+        paid = paid.clamp(-cfg.reward_clip, cfg.reward_clip)
+    in_reward = kl_coef if cfg.kl_in == "reward" else 0.0
+    rewards = tethered_rewards(paid, seen.kl, mask, coef=in_reward)
+    if cfg.whiten_rewards:
+        rewards = scale_only(rewards, mask)
+    last = last_steps(mask)
+    terminated = last & (finished[:, None] | torch.tensor(not cfg.bootstrap_cut, device=device))
+    advantages = gae(rewards, seen.values, seen.next_values, terminated, last, gamma=cfg.gamma, lam=cfg.lam)
+    advantages = torch.where(mask, advantages, 0.0)
+    batch = PPOBatch(
+        states=context,
+        actions=ids,
+        logp_old=seen.logp,
+        values_old=seen.values,
+        advantages=advantages,
+        returns=advantages + seen.values,
+        mask=mask,
+        dist_old=seen.dist_old,
+        logp_ref=seen.logp_ref if cfg.kl_in == "loss" else None,
+        dist_ref=seen.dist_ref,
+    )
+    sequence_kl = seen.kl.sum(1)
+    metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
+    return Rollout(batch, prompts, completions, scores, sequence_kl, metrics)
+
+
+def penalised(
+    scores: Float[Tensor, " B"], mask: Bool[Tensor, "B T"], finished: Bool[Tensor, " B"], cfg: PPOConfig
+) -> Float[Tensor, " B"]:
+    """Scores less missing_eos_penalty where length cut the answer, less length_penalty a token."""
+    return scores - cfg.missing_eos_penalty * (~finished).float() - cfg.length_penalty * mask.sum(1)
+
+
+def last_steps(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """True at the last valid step of each row that has one; masks are contiguous from column 0."""
+    follows = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    return mask & ~follows
+
+
+@torch.no_grad()
+def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: PPOConfig) -> _Seen:
+    needs_old = cfg.objective == "penalty" and cfg.beta_estimator == "exact"
+    needs_ref = cfg.kl_in == "loss" and cfg.kl_estimator == "exact"
+    parts = []
+    for rows in torch.arange(len(context), device=ids.device).split(cfg.micro_batch_size):
+        now = policy.evaluate(context[rows], ids[rows])
+        logp_ref, dist_ref = policy.reference(context[rows], ids[rows])
+        kl = policy.kl(now.dist, dist_ref) if cfg.kl_estimator == "exact" else kl_estimate(now.logp, logp_ref, cfg.kl_estimator)
+        kl = torch.where(context.mask[rows], kl, 0.0)
+        # states are kept only where the update reads them
+        parts.append((now, logp_ref, kl, now.dist if needs_old else None, dist_ref if needs_ref else None))
+    return _Seen(
+        logp=torch.cat([now.logp for now, *_ in parts]),
+        values=torch.cat([now.values for now, *_ in parts]),
+        next_values=torch.cat([now.next_values for now, *_ in parts]),
+        entropy=torch.cat([now.entropy for now, *_ in parts]),
+        logp_ref=torch.cat([part[1] for part in parts]),
+        kl=torch.cat([part[2] for part in parts]),
+        dist_old=_joined([part[3] for part in parts]),
+        dist_ref=_joined([part[4] for part in parts]),
+    )
+
+
+def _joined(dists: list[TokenDist | None]) -> TokenDist | None:
+    known = [dist for dist in dists if dist is not None]
+    if not known:
+        return None
+    head = known[0].head.frozen_copy()
+    return TokenDist(torch.cat([dist.states for dist in known]).detach(), torch.cat([dist.mask for dist in known]), head)
+
+
+def _metrics(
+    seen: _Seen, mask: Tensor, finished: Tensor, valid: Tensor, scores: Tensor, paid: Tensor, sequence_kl: Tensor, completions: Completions, kl_coef: float
+) -> dict[str, float]:
+    """The rollout's half of the metric keys; means over valid rows, or over valid tokens where a key is per token."""
+    lengths = mask.sum(1).float()
+    gap = torch.where(mask, seen.logp - completions.logp_sampler.to(seen.logp.device), 0.0)
+    rows = {
+        "objective/kl": sequence_kl,
+        "objective/entropy": torch.where(mask, seen.entropy, 0.0).sum(1),
+        "objective/non_score_reward": -kl_coef * sequence_kl,
+        "objective/rlhf_reward": paid - kl_coef * sequence_kl,
+        "objective/scores": scores,
+        "response_length/mean": lengths,
+        "response_length/cut": (~finished).float(),
+    }
+    out = {key: masked_mean(value, valid).item() for key, value in rows.items()}
+    out["response_length/max"] = lengths.max().item()
+    out["val/num_eos_tokens"] = float((finished & valid).sum().item())
+    out["val/num_unscored"] = float((~valid).sum().item())
+    out["val/sampler_gap"] = masked_mean(gap.abs(), mask).item()
+    return out
+
+
+def sample_rows(seen: Rollout, count: int) -> Iterator[dict[str, object]]:
+    """The first `count` answers of a rollout, as they go into samples.jsonl."""
+    for i in range(min(count, len(seen.prompts))):
+        yield {
+            "prompt": seen.prompts.text[i],
+            "completion": seen.completions.text[i],
+            "score": round(float(seen.scores.value[i]), 6),
+            "kl": round(float(seen.sequence_kl[i]), 6),
+            "length": int(seen.completions.mask[i].sum()),
+            "finished": bool(seen.completions.finished[i]),
+        }
