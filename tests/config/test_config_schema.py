@@ -1,0 +1,138 @@
+"""Every member of every Literal, every bound of every number: walked by introspection, so that none is forgotten."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from surefoot.config import Config
+from surefoot.config_file import VERB_SECTIONS, load_config
+from surefoot.config_names import allowed, fields, kinds, members
+from surefoot.errors import ConfigError
+
+CHOICES = [(name, member) for name, info in fields().items() for member in members(info.annotation)]
+
+# What must stand beside a member that cannot stand alone, and a part of the sentence with which it is refused without it.
+COMPANIONS = {
+    ("ppo.kl_in", "loss"): (["ppo.kl_estimator=exact"], "its expected gradient is zero"),
+    ("ppo.kl_direction", "sft_policy"): (["ppo.kl_estimator=exact", "ppo.kl_in=loss"], "an expectation under the SFT model"),
+}
+
+# A setting that is read only beside another one's value.
+READ_BESIDE = {
+    "ppo.beta_controller": ["ppo.objective=penalty"],
+    "ppo.beta_estimator": ["ppo.objective=penalty"],
+}
+
+
+def verb_of(name: str) -> str:
+    """A verb that reads the setting."""
+    return next((verb for verb, read in VERB_SECTIONS.items() if name.partition(".")[0] in read), "ppo")
+
+
+def load(name: str, *settings: str) -> Config:
+    return load_config(None, [f"--{setting}" for setting in settings], verb=verb_of(name))
+
+
+def value_of(cfg: Config, name: str) -> object:
+    section, _, key = name.rpartition(".")
+    return getattr(getattr(cfg, section) if section else cfg, key)
+
+
+def test_there_are_choices_to_walk():
+    assert len(CHOICES) >= 40
+    assert {("ppo.objective", "penalty"), ("model.tuning", "full"), ("ppo.critic", "model")} <= set(CHOICES)
+
+
+@pytest.mark.parametrize("name, member", CHOICES)
+def test_each_member_of_each_choice_can_be_loaded(name, member):
+    beside, _ = COMPANIONS.get((name, member), ([], ""))
+    cfg = load(name, f"{name}={member}", *beside, *READ_BESIDE.get(name, []))
+    assert value_of(cfg, name) == member
+
+
+@pytest.mark.parametrize("name, member", CHOICES)
+def test_each_member_that_cannot_stand_alone_is_refused_with_the_reason(name, member):
+    info = fields()[name]
+    needs_company = (name, member) in COMPANIONS or (name in READ_BESIDE and member != info.default)
+    if not needs_company:
+        assert value_of(load(name, f"{name}={member}"), name) == member
+        return
+    _, reason = COMPANIONS.get((name, member), ([], "has no effect: objective ="))
+    with pytest.raises(ConfigError) as caught:
+        load(name, f"{name}={member}")
+    assert str(caught.value).startswith(f"command line: {name.partition('.')[0]}.")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CHOICES}))
+def test_what_is_no_member_is_refused_with_all_members(name):
+    with pytest.raises(ConfigError) as caught:
+        load(name, f"{name}=neither")
+    assert f'{name} = "neither" is not allowed.' in str(caught.value)
+    assert all(str(member) in str(caught.value) for member in members(fields()[name].annotation))
+
+
+def test_the_tether_is_allowed_where_its_gradient_is_right_and_nowhere_else():
+    directions, places, estimators = ("policy_sft", "sft_policy"), ("reward", "loss"), ("exact", "k1", "k2", "k3")
+    loaded = set()
+    for direction, place, estimator in itertools.product(directions, places, estimators):
+        try:
+            load("ppo", f"ppo.kl_direction={direction}", f"ppo.kl_in={place}", f"ppo.kl_estimator={estimator}")
+        except ConfigError as problem:
+            assert "Allowed: kl_in reward with policy_sft and exact, k1, k2 or k3" in str(problem)
+        else:
+            loaded.add((direction, place, estimator))
+    assert loaded == {
+        ("policy_sft", "reward", "exact"),
+        ("policy_sft", "reward", "k1"),
+        ("policy_sft", "reward", "k2"),
+        ("policy_sft", "reward", "k3"),
+        ("policy_sft", "loss", "exact"),
+        ("policy_sft", "loss", "k2"),
+        ("sft_policy", "loss", "exact"),
+    }
+
+
+NUMBERS = [name for name, info in fields().items() if kinds(info.annotation) & {int, float}]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_never_text_or_a_truth_value_or_infinite(name):
+    for written in ("much", "true", ".inf", "-.inf", ".nan"):
+        with pytest.raises(ConfigError, match=r"is not allowed\. Allowed: "):
+            load(name, f"{name}={written}")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_its_bounds_is_refused(name):
+    words = allowed(fields()[name])
+    beyond = {"above 0": "0", "of at least 0": "-1", "of at least 2": "1", "below 1": "1", "of at most 1": "2"}
+    tried = [value for bound, value in beyond.items() if bound in words]
+    assert tried or name == "ppo.length_penalty", f"{name} has bounds this test does not know: {words}"
+    for value in tried:
+        with pytest.raises(ConfigError, match="is not allowed"):
+            load(name, f"{name}={value}")
+
+
+SWITCHES = [name for name, info in fields().items() if bool in kinds(info.annotation)]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_true_or_false_and_nothing_else(name):
+    assert value_of(load(name, f"{name}=true"), name) is True
+    assert value_of(load(name, f"{name}=false"), name) is False
+    for written in ("yes", "1", "on", "null"):
+        with pytest.raises(ConfigError, match="Allowed: true or false"):
+            load(name, f"{name}={written}")
+
+
+def test_every_setting_can_be_said_in_words():
+    assert {name for name, info in fields().items() if not allowed(info)} == set()
+
+
+def test_an_example_file_exists_for_every_verb_that_trains():
+    folder = Path(__file__).parents[2] / "configs"
+    assert {path.stem for path in folder.glob("*.yaml")} == {"sft", "pairs", "reward", "ppo", "evaluate", "demo"}
