@@ -1,0 +1,32 @@
+"""Run folders: settings, metrics, samples, checkpoints, resume. A process may be killed at any moment; what was saved stays.
+
+with RunFolder.open(path, verb="sft", cfg=cfg) as folder:
+    state = folder.restore()                 # None: a fresh start
+    for step in ...:
+        folder.record(step, metrics)
+        folder.save(step, state)
+        folder.check_stop()
+    with folder.final() as where:
+        model.save_pretrained(where)
+    folder.finish()
+"""
+
+from surefoot.runs.checkpoint import State
+from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
+from surefoot.runs.folder import RunFolder
+from surefoot.runs.jsonl import read_jsonl
+from surefoot.runs.manifest import load_manifest
+from surefoot.runs.optimizer_state import flatten_optimizer, restore_optimizer
+
+__all__ = [
+    "RunFolder",
+    "State",
+    "flatten_optimizer",
+    "hash_file",
+    "hash_folder",
+    "load_manifest",
+    "read_jsonl",
+    "restore_optimizer",
+    "validate_name",
+    "write_atomic",
+]

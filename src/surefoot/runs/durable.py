@@ -1,0 +1,189 @@
+"""Files and folders that are whole or absent: written beside their place, synced, renamed, the parent synced.
+
+Names of things that are not in place yet: `.NAME.tmp-PID` (being written), `.NAME.old-PID` (the version before, until the new one
+stands), `.NAME.trash-PID` (being deleted). `clear_leftovers` settles what a killed process left of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from surefoot.errors import RunError
+
+NAME = re.compile(r"[a-z0-9_][a-z0-9._-]{0,63}")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|trash)-[0-9]+")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def validate_name(name: str, what: str = "name") -> str:
+    """`name`, if it can be a file name everywhere and stays inside its folder.
+
+    Raises:
+        RunError: empty, beyond 64 characters, a character other than a-z 0-9 . _ -, or a first dot or dash (`..`, an option).
+    """
+    if not NAME.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise RunError(
+            f"{what} {shown!r} is not allowed. Use 1 to 64 of the characters a-z 0-9 . _ -, not beginning with a dot or a dash."
+        )
+    return name
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(path: Path) -> str:
+    """sha256, in hex, over the sorted relative paths and hashes of all files below `path`. Times do not count."""
+    lines = sorted((json.dumps(file.relative_to(path).as_posix()), hash_file(file)) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """fsync of a file's bytes, or of a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """fsync of every file and folder below `path`, and of `path`."""
+    for child in path.rglob("*"):
+        if not child.is_symlink():
+            sync(child)
+    sync(path)
+
+
+def size_of_tree(path: Path) -> int:
+    """Bytes in all files below `path`."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """All of `content`; a plain os.write may stop in the middle."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """A new file, synced. Not atomic: for files inside a folder that is renamed as a whole."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces the file at `path`: a reader, or a machine that loses power, sees the old bytes or the new ones.
+
+    Raises:
+        RunError: no room, or no permission to write there.
+    """
+    temporary = beside(path, "tmp")
+    with explained(f"write {path.name}", path.parent, len(content)):
+        try:
+            temporary.unlink(missing_ok=True)
+            write_synced(temporary, content)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def beside(path: Path, kind: str) -> Path:
+    """`.NAME.KIND-PID` in the same folder, so that a rename stays on one file system."""
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Renames a synced folder to `target`, replacing a folder that stands there.
+
+    A folder cannot be replaced in one step: the old one steps aside, and `clear_leftovers` puts it back if no new one came.
+    """
+    old = beside(target, "old")
+    replaced = target.exists()
+    if replaced:
+        os.rename(target, old)
+    os.rename(temporary, target)
+    sync(target.parent)
+    if replaced:
+        remove_folder(old)
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder so that it is never seen half deleted under its own name."""
+    trash = path if _LEFTOVER.fullmatch(path.name) else beside(path, "trash")
+    if trash != path:
+        os.rename(path, trash)
+    shutil.rmtree(trash)
+
+
+def clear_leftovers(folder: Path) -> list[str]:
+    """Settles what killed processes left behind in `folder`; the caller holds the run's lock. Returns a line a thing put back."""
+    put_back = []
+    for path in sorted(folder.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        home = folder / match["name"]
+        if match["kind"] == "old" and not home.exists():
+            os.rename(path, home)
+            put_back.append(f"{home.name}: its replacement was never finished; the version before stands again")
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    sync(folder)
+    return put_back
+
+
+def number_of_error(error: OSError | SafetensorError) -> int | None:
+    """The errno. safetensors says it in the text alone: "I/O error: No space left on device (os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"os error ([0-9]+)", str(error))
+    return int(match[1]) if match else None
+
+
+@contextmanager
+def explained(action: str, folder: Path, needed: int | None = None, kept: str = "") -> Iterator[None]:
+    """Turns "no room" and "no permission" inside the block into a RunError that names folder, bytes and remedy; all else passes.
+
+    `action` goes on the sentence "cannot ..."; `needed` is in bytes; `kept` is a sentence on what is safe.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = number_of_error(error)
+        if number not in (*_NO_ROOM, *_NO_ACCESS):
+            raise
+        size = "" if needed is None else f" ({needed:,} bytes needed"
+        if number == errno.EFBIG:
+            cause, remedy = "it passes the file-size limit of this process", "Raise the limit (ulimit -f)"
+            size += ")" if size else ""
+        elif number in _NO_ROOM:
+            cause, remedy = "no room left" if number == errno.ENOSPC else "the quota is used up", "Free some room"
+            size += f", {shutil.disk_usage(folder).free:,} free)" if size else ""
+        else:
+            cause, remedy = os.strerror(number).lower() if number else "", "Make the folder writable"
+            size += ")" if size else ""
+        sentence = f"{folder}: cannot {action}{size}: {cause}. {remedy}, or choose another --out."
+        raise RunError(f"{sentence} {kept}".rstrip()) from error
