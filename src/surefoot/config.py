@@ -240,6 +240,19 @@ class EvaluateConfig(Section):
     against: str | None = Field(None, description="model to compare with; default: the reference in the run's manifest")
 
 
+class ControlConfig(Section):
+    env: str = Field("CartPole-v1", description="a Gymnasium environment")
+    total_timesteps: PositiveInt = Field(100_000, description="steps of all environments together; the last rollout is a whole one")
+    num_envs: PositiveInt = 8
+    num_steps: PositiveInt = Field(128, description="steps of each environment in a rollout")
+    hidden_sizes: tuple[PositiveInt, ...] = Field((64, 64), description="tanh layers of the policy, and as many of the critic")
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts in the run: total_timesteps over the steps of a rollout, rounded up."""
+        return -(-self.total_timesteps // (self.num_envs * self.num_steps))
+
+
 class Config(Section):
     """One file for all stages. A verb refuses sections that it does not read."""
 
@@ -253,4 +266,5 @@ class Config(Section):
     reward_source: RewardSourceConfig = RewardSourceConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOConfig = PPOConfig()
+    control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
