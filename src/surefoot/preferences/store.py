@@ -198,7 +198,7 @@ class PreferenceStore:
             return self._insert("undos", "vote, source, created", (vote, source, time.time()))
 
     def pairs_without_votes(self, source: str | None = None, limit: int | None = None) -> list[Pair]:
-        """Pairs that `source` has not voted on (a skip is a vote), oldest first; with None, those that nobody judged (a skip is none)."""
+        """Pairs on which `source` has not voted (a skip is a vote), oldest first; None: that nobody judged (a skip is none)."""
         told = "v.source = ?" if source is not None else "v.choice <> 'skip'"
         query = f"""SELECT p.id, prompts.content, a.content, b.content, p.reason FROM pairs p
             JOIN prompts ON prompts.id = p.prompt JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b
@@ -251,7 +251,8 @@ class PreferenceStore:
             sizes = [reader.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
             grouped = "SELECT {0}, count(*) FROM valid_votes GROUP BY {0} ORDER BY {0}"
             by_source, by_choice = (dict(reader.execute(grouped.format(column))) for column in ("source", "choice"))
-        return Counts(*sizes, by_source=by_source, by_choice=by_choice)
+        prompts, answers, pairs, votes, undone = sizes
+        return Counts(prompts, answers, pairs, votes, undone, by_source, by_choice)
 
     def _add(self, table: str, columns: str, row: tuple[object, ...]) -> int:
         """The number of the row with this hash (the first column), which is added if it is not there."""
