@@ -1,7 +1,7 @@
 """Four disjoint sets of sentences by their opening words, and what the stages make of them.
 
-A set is drawn by a hash of the first two words, so two sentences that open alike always fall into the same set: no prompt of PPO or of
-the evaluation was an opening in fine-tuning, in reward training or in the judge's training.
+A set is drawn by a hash of the first two words, so two sentences that open alike always fall into the same set: no prompt of PPO
+or of the evaluation was an opening in fine-tuning, in reward training or in the judge's training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict
 
 from surefoot.embedded.ratings import RatedSentence
 
@@ -58,8 +58,8 @@ def split_of(text: str) -> Split:
     `SHARES` are shares of openings; frequent openings ("The film") make the shares of sentences differ by a few per cent.
     """
     point = point_of(opening_of(text))
-    for split in get_args(Split):
-        point -= SHARES[split]
+    for split, share in SHARES.items():
+        point -= share
         if point < 0:
             return split
     return "eval"  # rounding at the upper end
@@ -77,13 +77,18 @@ def sft_sentences(
 
 
 def rating_pairs(
-    ratings: Iterable[RatedSentence], *, seed: int, pairs_per_sentence: int = 6, held_out_share: float = 1 / 3, split: Split = "train"
+    ratings: Iterable[RatedSentence],
+    *,
+    seed: int,
+    pairs_per_sentence: int = 6,
+    held_out_share: float = 1 / 3,
+    split: Split = "train",
 ) -> RatingPairs:
     """Pairs of sentences of a set that share their first two words; the vote compares ONE drawn rater of each, so noise is real.
 
-    Every pair draws its raters anew. Ties are kept. `pairs_per_sentence` bounds how often a sentence occurs on average: an opening
-    with n sentences gives min(n (n - 1) / 2, n pairs_per_sentence / 2) pairs, else "The film" alone would be a quarter of all. Whole openings
-    are held out until they hold `held_out_share` of the sentences.
+    Every pair draws its raters anew. Ties are kept. `pairs_per_sentence` bounds how often a sentence occurs on average: an
+    opening of n sentences gives min(n (n - 1) / 2, n pairs_per_sentence / 2) pairs, else "This is" alone would be a third of all. Whole
+    openings, whatever their case, are held out until they hold `held_out_share` of the sentences.
     """
     draw = random.Random(seed)
     groups: dict[str, dict[str, RatedSentence]] = defaultdict(dict)
@@ -91,21 +96,21 @@ def rating_pairs(
         words = one.text.split()
         if len(words) > PROMPT_WORDS and split_of(one.text) == split:
             groups[" ".join(words[:PAIR_WORDS])].setdefault(one.text, one)
-    openings = [opening for opening in sorted(groups) if len(groups[opening]) > 1]
-    draw.shuffle(openings)
-    wanted = held_out_share * sum(len(groups[opening]) for opening in openings)
-    held_out: list[PairRow] = []
-    train: list[PairRow] = []
-    for opening in openings:
-        rows = _pairs_of(opening, list(groups[opening].values()), pairs_per_sentence, draw)
-        if wanted > 0:
-            held_out += rows
-            wanted -= len(groups[opening])
-        else:
-            train += rows
-    draw.shuffle(train)
-    draw.shuffle(held_out)
-    return RatingPairs(train, held_out)
+    families: dict[str, list[str]] = defaultdict(list)  # "A film", "a film" and "A film," stay together
+    for prompt in sorted(prompt for prompt, group in groups.items() if len(group) > 1):
+        families[opening_of(prompt)].append(prompt)
+    order = sorted(families)
+    draw.shuffle(order)
+    wanted = held_out_share * sum(len(groups[prompt]) for family in families.values() for prompt in family)
+    pairs = RatingPairs([], [])
+    for opening in order:
+        side = pairs.held_out if wanted > 0 else pairs.train
+        for prompt in families[opening]:
+            side += _pairs_of(prompt, list(groups[prompt].values()), pairs_per_sentence, draw)
+            wanted -= len(groups[prompt])
+    draw.shuffle(pairs.train)
+    draw.shuffle(pairs.held_out)
+    return pairs
 
 
 def ppo_prompts(ratings: Iterable[RatedSentence]) -> list[str]:
@@ -119,7 +124,7 @@ def eval_prompts(ratings: Iterable[RatedSentence]) -> list[str]:
 
 
 def _prompts(ratings: Iterable[RatedSentence], split: Split) -> list[str]:
-    """Openings that want a continuation: three words of letters and digits, no bracket or quotation left open, no full stop yet."""
+    """Openings that want a continuation: three words of letters and digits, no bracket or quotation open, no full stop yet."""
     found: dict[str, str] = {}
     for one in ratings:
         words = one.text.split()
