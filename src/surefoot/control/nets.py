@@ -79,9 +79,9 @@ class CategoricalHead(ActionHead):
 
 
 class GaussianHead(ActionHead):
-    """For Box: independent normal dimensions whose log deviation does not depend on the state; `dist` is [..., 2, D], mean and log_std.
+    """For Box: independent normal dimensions; the deviation does not depend on the state. `dist` is [..., 2, D]: mean, log_std.
 
-    Log-probabilities and entropies are summed over dimensions. Actions are those sampled: clipping to the box is the environment's.
+    Log-probabilities and entropies are summed over dimensions. Actions are those sampled; the box clips them for the environment.
     """
 
     def __init__(self, width: int, num_dimensions: int, generator: torch.Generator) -> None:
@@ -124,7 +124,7 @@ class MLPActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.policy_body = tanh_layers(observation_size, hidden_sizes, generator)
-        self.policy_head = head(hidden_sizes[-1], action_size, generator)  # type: ignore[call-arg]
+        self.policy_head = head(hidden_sizes[-1], action_size, generator)
         self.critic = tanh_layers(observation_size, hidden_sizes, generator)
         self.critic.append(orthogonal_linear(hidden_sizes[-1], 1, gain=1.0, generator=generator))
 
@@ -154,7 +154,7 @@ class MLPActorCritic(nn.Module):
 def make_actor_critic(
     envs: gymnasium.vector.VectorEnv, hidden_sizes: Sequence[int], generator: torch.Generator
 ) -> MLPActorCritic:
-    """The actor-critic that fits the spaces of `envs`. Raises ConfigError for spaces other than Box observations, Discrete or Box actions."""
+    """The actor-critic that fits the spaces of `envs`. Raises ConfigError for spaces that have no head here."""
     from gymnasium.spaces import Box, Discrete
 
     observed, acted = envs.single_observation_space, envs.single_action_space

@@ -29,7 +29,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class ControlStep:
-    """What one rollout and its update did. `episode_returns` are those of the last 100 episodes, `beta` is the one that was used."""
+    """What one rollout and its update did. `episode_returns` are of the last 100 episodes, `beta` is the one that was used."""
 
     update: int
     timesteps: int
