@@ -170,11 +170,11 @@ def _as_kind(row: Row, kind: Kind, where: str, name: str) -> Row:
 def split_by_prompt(rows: Sequence[AnyRow], share: float, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
     """(train, validation): `share` of the distinct prompts, at least one, go to validation with all their rows.
 
-    No prompt is in both. The choice depends on the prompts and the seed, not on the order of the rows, which both parts keep. A share
-    of 0 gives no validation.
+    No prompt is in both. The choice depends on the prompts and the seed, not on the order of the rows, which both parts keep.
+    A share of 0 gives no validation.
 
     Raises:
-        DataError: a share outside [0, 1), or fewer than two distinct prompts to share out.
+        DataError: a share outside [0, 1), or fewer than two distinct prompts.
     """
     if not 0 <= share < 1:
         raise DataError(f"the validation share is {share}. Use a number from 0 to below 1.")

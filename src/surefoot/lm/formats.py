@@ -249,8 +249,12 @@ def _pair(prompt: Content, chosen: Content, rejected: Content, record: Record, c
         if not plain_enough(answer):
             raise DataError(f"{where}: {name} is empty after the prompt that both answers share. Leave the row out.")
     margin, target = _number(record, "margin", where), _number(record, "target", where, low=0.0, high=1.0)
+    if target == 0.5 and margin:
+        raise DataError(f"{where}: margin = {margin:g} with target = 0.5, and a tie has no margin. Leave one of them out.")
     if target is not None and target < 0.5:
         raise DataError(f"{where}: target = {target:g}, so most votes are for rejected. Swap the answers and use {1 - target:g}.")
+    if target == 0.5:
+        margin = None
     return PreferenceRow(prompt, chosen, rejected, margin, None if target == 1.0 else target, content_key(prompt), columns)
 
 

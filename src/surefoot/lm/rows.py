@@ -13,7 +13,7 @@ Kind = Literal["prompts", "completions", "preferences"]
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt to answer. `key` is its stable identity; `columns` are the fields that the format leaves over: rewards get them."""
+    """A prompt to answer. `key` is its stable identity; `columns` are the fields left over: rewards get them."""
 
     prompt: Content
     key: str
