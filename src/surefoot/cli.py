@@ -144,12 +144,12 @@ def doctor() -> None:
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Preferences, JSONL: {prompt, chosen, rejected[, margin]}.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Preferences in any format of docs/data.md.")],
     store: Annotated[Path, typer.Option(help="Preference store (SQLite); made when missing.")],
-    source: Annotated[str, typer.Option(help="Who voted: ratings, human:NAME or function:NAME.")] = "human:import",
+    source: Annotated[str | None, typer.Option(help="Who voted: human:NAME, ratings, ...; by default import:FILE.")] = None,
 ) -> None:
     """Preferences from a file into a store."""
-    from surefoot.preferences.interchange import import_file
+    from surefoot.interchange import import_file
 
     typer.echo(import_file(store, file, source))
 
@@ -161,7 +161,7 @@ def export(
     format: Annotated[Literal["trl"], typer.Option(help="trl: JSONL with prompt, chosen, rejected[, margin].")] = "trl",
 ) -> None:
     """Preferences from a store into a file."""
-    from surefoot.preferences.interchange import export_file
+    from surefoot.interchange import export_file
 
     typer.echo(export_file(store, out, format))
 
