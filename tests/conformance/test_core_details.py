@@ -255,7 +255,7 @@ def test_item_34_the_four_cells_of_sign_and_side(advantage, ratio, value, slope)
 
 
 def test_item_37_the_value_clip_is_around_the_rollouts_value_takes_the_larger_loss_and_halves_it():
-    # V_old 1, range 0.2, R 2. V = 1.5: clipped to 1.2, 0.8^2 / 2 = 0.32 > 0.5^2 / 2. V = 0.5: 1.5^2 / 2 = 1.125 > 1.2^2 / 2 (at 0.8)
+    # V_old 1, range 0.2, R 2. V = 1.5: clipped to 1.2, 0.8^2 / 2 = 0.32 > 0.5^2 / 2. V = 0.5: 1.5^2 / 2 = 1.125 > 1.2^2 / 2
     found = clipped_value_loss(tensor([1.5, 0.5]), tensor([1.0, 1.0]), tensor([2.0, 2.0]), cliprange=0.2)
     assert found.tolist() == pytest.approx([0.32, 1.125], rel=1e-6)
 

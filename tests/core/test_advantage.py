@@ -133,6 +133,7 @@ def test_the_value_loss_has_the_factor_one_half():
     (-0.5, 0.0, 1.0, 1.125, -1.5),   # left it away from the return: the plain loss, 1.5^2 / 2
     (-0.5, 0.0, -1.0, 0.320, 0.0),   # the same below
     (2.0, 0.0, 0.1, 1.805, 1.9),     # beyond the return: the plain loss, 1.9^2 / 2
+    (1.1, 1.0, 0.0, 0.605, 1.1),     # within the range of an old value that is not 0: 1.1^2 / 2
 ])  # fmt: skip
 def test_the_clipped_value_loss_is_the_larger_of_the_two_halves(value, old, target, loss, slope):
     v = tensor(value, dtype=torch.double, requires_grad=True)
@@ -167,7 +168,7 @@ def test_explained_variance_by_hand(values, expected):
     assert explained_variance(tensor(values), RETURNS, EVERY).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("level", [0.0, 0.1, -3.0, 1e4])
+@pytest.mark.parametrize("level", [0.0, 0.1, 3.0, -3.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_returns_that_do_not_vary_are_explained_fully_or_not_at_all(level, dtype):
     constant = torch.full((7,), level, dtype=dtype)
@@ -176,6 +177,11 @@ def test_returns_that_do_not_vary_are_explained_fully_or_not_at_all(level, dtype
     assert explained_variance(constant, constant, every).item() == 1.0
     assert explained_variance(constant + 0.5, constant, every).item() == 1.0
     assert explained_variance(varying, constant, every).item() == 0.0
+
+
+def test_returns_that_vary_about_zero_are_not_taken_for_constant_ones():
+    returns = tensor([-1.0, 1.0])
+    assert explained_variance(returns / 2, returns, tensor([True, True])).item() == pytest.approx(0.75, abs=1e-12)
 
 
 def test_the_explained_variance_of_no_steps_is_one():

@@ -57,6 +57,10 @@ def test_a_count_of_zero_gives_a_mean_of_zero_and_a_gradient_of_zero(count):
     assert x.grad.tolist() == [0.0, 0.0]
 
 
+def test_a_count_in_double_precision_does_not_change_the_dtype_of_the_mean():
+    assert masked_mean(tensor([3.0]), tensor([TRUE]), count=tensor(2.0, dtype=torch.double)).dtype == torch.float32
+
+
 def test_a_count_below_one_divides_as_it_is():
     assert masked_mean(tensor([3.0]), tensor([TRUE]), count=0.5).item() == 6.0
 
@@ -117,6 +121,13 @@ def test_moments_survive_a_mean_that_was_rounded():
     found = moments(x, torch.ones(21, dtype=torch.bool))
     exact = statistics.pvariance([float(v) for v in x])  # exact rational arithmetic
     assert found.variance.item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_moments_are_exact_where_no_float64_lies_near_the_mean():
+    # four numbers a and three a + 1, where a + 1 is the next float64: the mean a + 3/7 cannot be stored, the squares sum to 12/7
+    a = 2.0**52
+    found = moments(tensor([a, a, a, a, a + 1, a + 1, a + 1], dtype=torch.double), torch.ones(7, dtype=torch.bool))
+    assert found.m2.item() == pytest.approx(12 / 7, rel=1e-15)
 
 
 def test_moments_are_taken_in_float64_except_on_apple_silicon_which_has_none():

@@ -67,7 +67,11 @@ def test_the_ranking_loss_has_the_gradient_that_finite_differences_find():
 def test_accuracy_counts_a_tie_as_one_half_and_a_nan_as_wrong():
     found = pair_accuracy(tensor([2.0, 1.0, 1.0, math.nan]), tensor([1.0, 2.0, 1.0, 0.0]))
     assert found.tolist() == [1.0, 0.0, 0.5, 0.0]
-    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_accuracy_keeps_the_dtype_of_the_scores(dtype):
+    assert pair_accuracy(torch.ones(2, dtype=dtype), torch.zeros(2, dtype=dtype)).dtype == dtype
 
 
 def test_the_score_is_paid_on_the_last_valid_token_and_the_tether_on_every_one():
@@ -141,6 +145,8 @@ def test_the_laws_of_over_optimisation_by_hand():
     assert gold_reward_best_of_n(kl, a=1.0, b=0.25).tolist() == [1.0, 0.75]  # 2 (1 - 0.5), 3 (1 - 0.75)
     expected = [2 * (1 - 0.5 * math.log(2)), 3 * (1 - 0.5 * math.log(3))]
     assert gold_reward_rl(kl, a=1.0, b=0.5).tolist() == pytest.approx(expected, rel=1e-14)
+    below_one = gold_reward_rl(tensor(0.25, dtype=torch.double), a=1.0, b=0.5)
+    assert below_one.item() == pytest.approx(0.5 * (1 + 0.5 * math.log(2)), rel=1e-14)  # the logarithm turns round
 
 
 @pytest.mark.parametrize("law", [gold_reward_best_of_n, gold_reward_rl])

@@ -95,4 +95,4 @@ def explained_variance(
     is_constant = targets.variance <= (rounding * targets.mean) ** 2
     is_exact = residuals.variance <= (rounding * residuals.mean) ** 2
     quotient = residuals.variance / torch.where(is_constant, torch.ones_like(targets.variance), targets.variance)
-    return 1 - torch.where(is_constant, (~is_exact).to(quotient.dtype), quotient)
+    return 1 - torch.where(is_constant, ~is_exact, quotient)

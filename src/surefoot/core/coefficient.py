@@ -65,7 +65,7 @@ def proportional_rule(coef: float, kl: float, *, target: float, horizon: float, 
     more, which would make the coefficient 0 or negative.
     """
     _check(coef, kl, target)
-    if not horizon > 0 or not 0 <= steps < 5 * horizon:
+    if not 0 <= steps < 5 * horizon:
         raise ValueError(
             f"The proportional rule needs 0 <= steps < 5 * horizon, not steps = {steps} and horizon = {horizon}. "
             "Use a longer horizon."

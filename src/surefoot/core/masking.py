@@ -63,12 +63,12 @@ class Moments:
     @property
     def mean(self) -> Float[Tensor, ""]:
         """sum / count, and 0 for an empty set."""
-        return self.sum / self.count.clamp(min=1)
+        return _each(self.sum, self.count)
 
     @property
     def variance(self) -> Float[Tensor, ""]:
         """Population variance, m2 / count, and 0 for an empty set."""
-        return self.m2 / self.count.clamp(min=1)
+        return _each(self.m2, self.count)
 
     def about(self, center: Float[Tensor, ""] | float) -> Float[Tensor, ""]:
         """Sum of squared deviations from `center`, not from the own mean: m2 + count (mean - center)^2; 0 for an empty set."""
@@ -76,7 +76,7 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         count, total = self.count + other.count, self.sum + other.sum
-        center = total / count.clamp(min=1)
+        center = _each(total, count)
         return Moments(count, total, self.about(center) + other.about(center))
 
 
@@ -87,9 +87,13 @@ def moments(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Moments
     """
     kept = zero_outside(x, mask).to(_accumulator(x.device))
     count, total = mask.sum().to(kept.dtype), kept.sum()
-    deviations = zero_outside(kept - total / count.clamp(min=1), mask)
+    deviations = zero_outside(kept - _each(total, count), mask)
     rest = deviations.sum()  # 0 but for the rounding of the mean
-    return Moments(count, total, ((deviations**2).sum() - rest**2 / count.clamp(min=1)).clamp(min=0))
+    return Moments(count, total, ((deviations**2).sum() - _each(rest**2, count)).clamp(min=0))
+
+
+def _each(total: Tensor, count: Tensor) -> Tensor:
+    return total / count.clamp(min=1)
 
 
 def _accumulator(device: torch.device) -> torch.dtype:

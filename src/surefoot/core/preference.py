@@ -38,7 +38,7 @@ def ranking_loss(
 
 def pair_accuracy(chosen: Float[Tensor, "*shape"], rejected: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     r"""1 where R(x, y_w) > R(x, y_l), 0 where it is smaller, 1/2 for a tie (8.3.5): a constant model scores 0.5. NaN scores 0."""
-    return (chosen > rejected).to(chosen.dtype) + (chosen == rejected).to(chosen.dtype) / 2
+    return torch.where(chosen == rejected, 0.5, (chosen > rejected).to(chosen.dtype))
 
 
 def tethered_rewards(
