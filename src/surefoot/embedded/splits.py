@@ -87,8 +87,8 @@ def rating_pairs(
     """Pairs of sentences of a set that share their first two words; the vote compares ONE drawn rater of each, so noise is real.
 
     Every pair draws its raters anew. Ties are kept. `pairs_per_sentence` bounds how often a sentence occurs on average: an
-    opening of n sentences gives min(n (n - 1) / 2, n pairs_per_sentence / 2) pairs, else "This is" alone would be a third of all. Whole
-    openings, whatever their case, are held out until they hold `held_out_share` of the sentences.
+    opening of n sentences gives min(n (n - 1) / 2, n pairs_per_sentence / 2) pairs, else "This is" alone would be a third of
+    all. Whole openings, whatever their case, are held out until they hold `held_out_share` of the sentences.
     """
     draw = random.Random(seed)
     groups: dict[str, dict[str, RatedSentence]] = defaultdict(dict)
