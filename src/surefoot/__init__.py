@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Config": "surefoot.config",
     "ConfigError": "surefoot.errors",
+    "PPORun": "surefoot.api",
+    "RewardRun": "surefoot.api",
+    "SFTRun": "surefoot.api",
     "SurefootError": "surefoot.errors",
     "dump_config": "surefoot.config_file",
     "load_config": "surefoot.config_file",

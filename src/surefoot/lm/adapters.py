@@ -15,9 +15,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from surefoot.errors import ModelError
+
 
 def add_adapter(model: nn.Module, name: str, *, rank: int, alpha: float, seed: int) -> None:
     """Puts a LoRA adapter on every linear layer but the head. It starts at zero, in float32, drawn from `seed`."""
+    if adapter_parameters(model, name):
+        raise ModelError(f"this model carries an adapter {name!r} already. Give each run a model of its own (for example run.model).")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second adapter: several on one backbone are the design

@@ -73,6 +73,15 @@ class Backbone:
             states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
         return states
 
+    def merged(self, adapter: str | None) -> Backbone:
+        """A plain backbone of its own, with `adapter` merged into the weights and none left on it."""
+        plain = type(self.model)(copy.deepcopy(self.model.config)).to(self.model.dtype)
+        weights = plain_state_dict(self.model, adapter)
+        plain.load_state_dict(weights, strict=True)
+        plain.generation_config = copy.deepcopy(self.model.generation_config)
+        model = plain.to(self.device).eval().requires_grad_(False)
+        return Backbone(model, self.codec, "", self.source, self.autocast)
+
     def save(self, folder: Path, *, merge: str | None = None) -> None:
         """Writes a folder that AutoModelForCausalLM and AutoTokenizer load, with adapter `merge` merged into the weights."""
         config = copy.deepcopy(self.model.config)

@@ -1,0 +1,188 @@
+"""The Python face: what the verbs do, from a notebook, with the same objects and the same settings.
+
+A run is iterable: each step yields what it did, so one can look, stop and go on. `settings` are the names of the configuration file:
+`{"ppo.kl_coef": 0.1, "rollout.response_length": 24}`. With `out` a run has a folder: it saves, resumes, and can be reported on;
+without, nothing is written until `save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from surefoot.build import Rows, build_ppo, build_reward, build_sft
+from surefoot.config import Config
+from surefoot.config_file import load_config
+from surefoot.lm.backbone import Backbone, load_backbone
+from surefoot.lm.batches import prompt_set
+from surefoot.lm.data import rows_from
+from surefoot.rewards.model import RewardFacts, SharedRewardModel, save_reward_model
+from surefoot.runs import RunFolder
+from surefoot.stages import ppo_lm, reward, sft
+from surefoot.stages.judging import Judge
+from surefoot.stages.ppo_lm import PPOStep
+from surefoot.stages.supervised import FitStep
+from surefoot.types import Completions, Prompts, Scores
+
+Settings = Mapping[str, Any]
+
+
+def configuration(verb: str, model: Any, settings: Settings | None) -> Config:
+    """A Config of `verb` from dotted names. A model by name goes into model.name; objects already loaded are given to the run."""
+    named = {"model.name": model} if isinstance(model, (str, Path)) else {}
+    words = [f"--{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in {**named, **(settings or {})}.items()]
+    return load_config(None, words, verb=verb)
+
+
+def _loaded(model: Any, cfg: Config) -> Any:
+    return load_backbone(cfg.model) if isinstance(model, (str, Path)) else model
+
+
+class SFTRun:
+    """Supervised fine-tuning. `model` is a name, a Backbone, or (transformers model, tokenizer); `train` rows, a file or a hub name.
+
+    >>> sft = SFTRun("embedded", train=[{"prompt": "The film", "completion": " was a joy."}]).fit()  # doctest: +SKIP
+    >>> sft.save("sft")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any = "embedded",
+        *,
+        train: Rows,
+        validation: Rows | None = None,
+        settings: Settings | None = None,
+        out: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = configuration("sft", model, settings)
+        self.parts = build_sft(self.config, say, model=_loaded(model, self.config), train=train, validation=validation)
+        self._steps = _stepped(out, "sft", self.config, lambda folder: sft.steps(self.parts, self.config, folder))
+
+    def __iter__(self) -> Iterator[FitStep]:
+        return self._steps
+
+    def fit(self) -> Self:
+        """Runs to the end; returns itself."""
+        for _ in self._steps:
+            pass
+        return self
+
+    @property
+    def model(self) -> Backbone:
+        """The model as it is now, the adapter merged in: a plain backbone for the next stage."""
+        return self.parts.backbone.merged(self.parts.adapter)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what AutoModelForCausalLM loads."""
+        self.parts.backbone.save(Path(folder), merge=self.parts.adapter)
+
+
+class RewardRun:
+    """Reward-model training on preferences. It scores like any reward source, so it can be given to PPORun as it is."""
+
+    def __init__(
+        self,
+        model: Any = "embedded",
+        *,
+        train: Rows,
+        validation: Rows | None = None,
+        settings: Settings | None = None,
+        out: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.config = configuration("reward", model, settings)
+        given = _loaded(model, self.config)
+        self.parts = build_reward(self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation)
+        self._steps = _stepped(out, "reward", self.config, lambda folder: reward.steps(self.parts, self.config, folder))
+
+    def __iter__(self) -> Iterator[FitStep]:
+        return self._steps
+
+    def fit(self) -> Self:
+        """Runs to the end; returns itself."""
+        for _ in self._steps:
+            pass
+        return self
+
+    @property
+    def held_out(self) -> dict[str, object]:
+        """Accuracy on held-out pairs with its interval, and calibration."""
+        return reward.held_out_figures(self.parts.validation, self.config.reward.batch_size)
+
+    def score(self, prompts: Prompts, completions: Completions) -> Scores:
+        """Scores of answers, normalised by the answers it was trained on."""
+        return SharedRewardModel(self.parts.scorer, self._facts(), self.config.reward.batch_size).score(prompts, completions)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what AutoModelForSequenceClassification loads, and reward.json."""
+        save_reward_model(self.parts.scorer, self._facts(), Path(folder))
+
+    def _facts(self) -> RewardFacts:
+        cfg, scorer = self.config.reward, self.parts.scorer
+        mean, deviation = reward.normalisation(self.parts.train, cfg.batch_size) if cfg.normalize else (0.0, 1.0)
+        return RewardFacts(cfg.method, scorer.layer, scorer.backbone.fingerprint, mean, deviation)
+
+
+class PPORun:
+    """PPO on prompts against a reward: a callable `reward(prompts, completions, **columns)`, a RewardRun, a folder, module:function.
+
+    >>> run = PPORun("embedded", prompts=["The film"], reward=lambda prompts, completions: [float(len(c)) for c in completions])
+    ... # doctest: +SKIP
+    >>> for step in run: print(step.metrics["objective/scores"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any = "embedded",
+        *,
+        prompts: Rows,
+        reward: Any,
+        judges: Mapping[str, Judge] | None = None,
+        settings: Settings | None = None,
+        out: str | Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        named = {"reward_source.source": str(reward)} if isinstance(reward, (str, Path)) else {}
+        self.config = configuration("ppo", model, {**named, **(settings or {})})
+        given = None if named else reward
+        self.parts = build_ppo(self.config, say, model=_loaded(model, self.config), prompts=prompts, reward=given, judges=judges)
+        self._steps = _stepped(out, "ppo", self.config, lambda folder: ppo_lm.steps(self.parts, self.config, folder))
+
+    def __iter__(self) -> Iterator[PPOStep]:
+        return self._steps
+
+    def learn(self) -> Self:
+        """Runs to the end; returns itself."""
+        for _ in self._steps:
+            pass
+        return self
+
+    def generate(self, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
+        """The policy's answers as it is now."""
+        codec, rollout = self.parts.policy.backbone.codec, self.config.rollout
+        rows = prompt_set(rows_from(list(prompts), "prompts").rows, codec, rollout.response_length, self.config.data.long_prompts)
+        batch = rows.take(range(len(rows)), codec.pad_id)
+        return list(self.parts.engine.generate(batch, torch.Generator().manual_seed(seed)).text)
+
+    @property
+    def model(self) -> Backbone:
+        """The policy as it is now, as a plain backbone."""
+        return self.parts.policy.backbone.merged(self.parts.policy.policy_adapter)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what AutoModelForCausalLM loads."""
+        self.parts.policy.backbone.save(Path(folder), merge=self.parts.policy.policy_adapter)
+
+
+def _stepped(out: str | Path | None, verb: str, cfg: Config, steps: Callable[[RunFolder | None], Iterator[Any]]) -> Iterator[Any]:
+    """The stage's steps, inside its run folder where there is one; the folder is closed when they end or are abandoned."""
+    if out is None:
+        yield from steps(None)
+        return
+    with RunFolder.open(Path(out), verb=verb, cfg=cfg, resume="auto") as folder:
+        yield from steps(folder)
