@@ -17,7 +17,10 @@ MAX_TABLE_ROWS = 12
 
 @dataclass(frozen=True, slots=True)
 class ChartSpec:
-    """One panel: curves of one unit. `target` is a key drawn as a dashed line, `level` a fixed one."""
+    """One panel: curves of one unit. `target` is a key drawn as a dotted line, `level` a fixed one.
+
+    `is_hidden_at_zero`: left out when every value is 0, since the setting behind it is off.
+    """
 
     title: str
     keys: tuple[str, ...]
@@ -26,6 +29,7 @@ class ChartSpec:
     level: float | None = None
     is_log: bool = False
     is_share: bool = False
+    is_hidden_at_zero: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("VADER judge", ("judge/vader",), "compound score"),
         ChartSpec("KL to the SFT model", ("objective/kl",), "nats a sequence", target="kl/target"),
         ChartSpec("KL of an update", ("policy/approxkl_avg", "policy/kl_after"), "nats a token"),
-        ChartSpec("Clip fraction", ("policy/clipfrac_avg", "policy/outside_fraction", "val/clipfrac_avg"), "", is_share=True),
+        ChartSpec("Clip fraction", ("policy/clipfrac_avg", "policy/outside_fraction"), "", is_share=True),
+        ChartSpec("Clip fraction of the critic", ("val/clipfrac_avg",), "", is_share=True, is_hidden_at_zero=True),
         ChartSpec("Entropy of a token", ("policy/entropy_avg",), "nats a token"),
         ChartSpec("Explained variance", ("critic/explained_variance",), "", level=0.0),
         ChartSpec("Length of answers", ("response_length/mean", "response_length/max"), "tokens"),
@@ -71,17 +76,18 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Ratio", ("val/ratio", "val/ratio_max"), "", level=1.0),
         ChartSpec("Policy loss", ("loss/policy_avg",), ""),
         ChartSpec("Value loss", ("loss/value_avg",), "reward²"),
-        ChartSpec("Gradient norm of the policy", ("grad_norm/policy", "grad_norm/policy_clipped"), ""),
-        ChartSpec("Gradient norm of the critic", ("grad_norm/critic", "grad_norm/critic_clipped"), ""),
-        ChartSpec("Learning rate", ("lr", "lr/critic"), ""),
+        ChartSpec("Tether in the loss", ("kl/in_loss",), "nats a token"),
+        ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
+        ChartSpec("Skipped steps", ("optimizer/skipped_steps",), "steps", is_hidden_at_zero=True),
+        ChartSpec("Learning rate", ("lr",), ""),
     ),
     "sft": (
-        ChartSpec("Training loss", ("loss", "validation_loss"), "nats a token"),
+        ChartSpec("Training loss", ("loss", "validation/loss"), "nats a token"),
         ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
         ChartSpec("Learning rate", ("lr",), ""),
     ),
     "reward": (
-        ChartSpec("Ranking loss", ("loss", "validation/loss", "validation_loss"), "nats a pair", level=0.6931),
+        ChartSpec("Ranking loss", ("loss", "validation/loss"), "nats a pair", level=0.6931),
         ChartSpec("Pair accuracy", ("accuracy", "validation/accuracy"), "", level=0.5, is_share=True),
         ChartSpec("Margin", ("margin", "validation/margin"), "raw score"),
         ChartSpec("Scores", ("mean_reward", "min_reward", "max_reward"), "raw score"),
@@ -95,6 +101,8 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Entropy loss", ("train/entropy_loss",), "nats a step"),
         ChartSpec("Explained variance", ("train/explained_variance",), "", level=0.0),
         ChartSpec("Value loss", ("train/value_loss",), "reward²"),
+        ChartSpec("Penalty coefficient", ("kl/beta",), "reward a nat", is_log=True),
+        ChartSpec("Learning rate", ("train/learning_rate",), ""),
     ),
 }
 
@@ -171,7 +179,7 @@ def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
     """The panel of `spec`, or None when the run recorded none of its keys."""
     curves = {key: run.column(key) for key in spec.keys}
     curves = {key: curve for key, curve in curves.items() if curve[1]}
-    if not curves:
+    if not curves or (spec.is_hidden_at_zero and not any(any(values) for _, values in curves.values())):
         return None
     main = find_metric(next(iter(curves)))
     assert main is not None  # a test holds that every key of SPECS is documented
@@ -202,7 +210,7 @@ def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
 
 def _trace(name: str, steps: list[float], values: list[float], spec: ChartSpec) -> go.Scatter:
     form = "%{y:.1%}" if spec.is_share else "%{y:.4g}"
-    mode = "lines+markers" if len(values) <= 3 else "lines"  # one point makes no line
+    mode = "lines+markers" if len(values) <= 3 else "lines"  # one point makes no line, two hide that they are two
     return go.Scatter(x=steps, y=values, mode=mode, name=name, hovertemplate=f"{form}<extra>{name}</extra>", line={"width": 2})
 
 

@@ -10,17 +10,18 @@ from surefoot.diagnostics.metric_tables import Metric
 from surefoot.diagnostics.metric_tables.ppo import PPO
 from surefoot.diagnostics.metric_tables.ppo_health import PPO_HEALTH
 from surefoot.diagnostics.metric_tables.training import CONTROL, PAIRS, REWARD, SFT
-from surefoot.diagnostics.metric_tables.verdict import VERDICT
+from surefoot.diagnostics.metric_tables.verdict import EVALUATION, VERDICT
 
 __all__ = ["GROUPS", "METRICS", "Metric", "find_metric", "is_known", "known_keys", "metrics_page", "verdict_keys"]
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "PPO for language models": PPO + PPO_HEALTH,
-    "Supervised fine-tuning": SFT,
+    "Training loss of any stage": SFT,
     "Reward model": REWARD,
     "Pairs": PAIRS,
     "Control": CONTROL,
     "Verdict": VERDICT,
+    "Evaluation of any two models": EVALUATION,
 }
 
 METRICS: dict[str, Metric] = {metric.key: metric for group in GROUPS.values() for metric in group}
@@ -40,7 +41,7 @@ R the reward or, for the critic, the return, V the value. Logarithms are natural
 
 
 def known_keys() -> frozenset[str]:
-    """All documented keys. A key that ends in `*` stands for a family; ask `is_known` about one recorded key."""
+    """All documented keys. A key with `*` stands for a family; ask `is_known` about one recorded key."""
     return frozenset(METRICS) | {"step"}
 
 

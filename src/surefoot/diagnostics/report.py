@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,14 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from surefoot.diagnostics.charts import charts, reliability_chart
+from surefoot.diagnostics.charts import Chart, charts, reliability_chart
 from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
 from surefoot.diagnostics.summaries import (
     as_text,
     chosen_samples,
     comparisons,
     durations,
+    length_gaps,
     recorded_numbers,
     run_numbers,
     run_words,
@@ -33,6 +32,7 @@ from surefoot.diagnostics.summaries import (
     verdict_numbers,
 )
 from surefoot.diagnostics.verdict import Finding, findings, verdict_words
+from surefoot.runs.durable import write_atomic
 
 __all__ = ["render_report", "verdict_words", "write_report"]
 
@@ -51,21 +51,11 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # n
 def write_report(run: Path) -> Path:
     """Writes report.html into the folder of a run or a demo and returns its path. An older one is replaced whole or not at all.
 
-    Raises: RunError when `run` is no run folder; OSError when it cannot be written to.
+    Raises: RunError when `run` is no run folder, or cannot be written to.
     """
     page = render_report(read_report_view(run))
     target = run / "report.html"
-    handle, unfinished = tempfile.mkstemp(prefix=".report-", suffix=".tmp", dir=run)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(unfinished, 0o644)  # mkstemp keeps others out; a report is there to be read
-        os.replace(unfinished, target)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    write_atomic(target, page.encode("utf-8"))
     return target
 
 
@@ -98,8 +88,8 @@ def _content(view: ReportView) -> dict[str, Any]:
     )
     evaluation = next((run for run in view.stages if any("before" in row for row in run.samples)), None)
     ppo = view.stage("ppo")
-    bins = (verdict or {}).get("reward_model_calibration")
-    calibration = reliability_chart(bins["bins"], bins.get("ece")) if isinstance(bins, Mapping) and "bins" in bins else None
+    reward = view.stage("reward")
+    held_out = reward.held_out if reward else {}
     return {
         "name": view.name,
         "subtitle": _subtitle(view),
@@ -110,8 +100,9 @@ def _content(view: ReportView) -> dict[str, Any]:
         "comparisons": comparisons(verdict) if verdict is not None else [],
         "stages": [_stage(run) for run in view.stages if run.metrics],
         "missing": _missing(view),
-        "calibration": calibration,
-        "samples": chosen_samples(evaluation.samples) if evaluation else [],
+        "calibration": _calibration(verdict, held_out),
+        "length_gaps": length_gaps(held_out),
+        "samples": chosen_samples(evaluation.samples, judge=as_text((verdict or {}).get("judge", "judge"))) if evaluation else [],
         "num_samples": sum("before" in row for row in evaluation.samples) if evaluation else 0,
         "step_samples": step_samples(ppo) if ppo else [],
         "durations": durations(view),
@@ -121,6 +112,15 @@ def _content(view: ReportView) -> dict[str, Any]:
 
 def _stage(run: RunView) -> dict[str, Any]:
     return {"id": run.kind, "title": _TITLES.get(run.kind, run.name), "charts": charts(run), "recorded": recorded_numbers(run)}
+
+
+def _calibration(verdict: Mapping[str, Any] | None, held_out: Mapping[str, Any]) -> Chart | None:
+    """The reliability of the reward model: that of verdict.json, else that of its own run's manifest."""
+    found = (verdict or {}).get("reward_model_calibration") or held_out.get("calibration")
+    if not isinstance(found, Mapping) or not isinstance(found.get("bins"), list):
+        return None
+    ece = found.get("ece")
+    return reliability_chart(found["bins"], ece if is_number(ece) else None)
 
 
 def _subtitle(view: ReportView) -> str:
@@ -141,13 +141,12 @@ def _stopped(run: RunView) -> str:
     """Why a run counts as unfinished, as the manifest has it."""
     title = _TITLES.get(run.kind, run.name)
     steps = [row["step"] for row in run.metrics if is_number(row.get("step"))]
-    last = f" after step {max(steps):g}" if steps else ""
-    planned = run.manifest.get("planned_steps")
-    of = f" of {planned:g}" if is_number(planned) and last else ""
-    reason = run.manifest.get("reason")
-    why = f" Reason: {as_text(reason)}" if reason else ""
+    last = f" Its last recorded step is {max(steps):g}." if steps else " It recorded no step."
     status = as_text(run.manifest.get("status"))
-    return f"{title} stopped early{last}{of} (status: {status}). What follows shows what it did until then.{why}"
+    if status == "started":
+        return f"{title} has not ended: it is still running, or it was killed.{last}"
+    reason = as_text(run.manifest.get("reason") or "").strip()
+    return f"{title} stopped early ({status}).{last}{' Reason: ' + reason if reason else ''}"
 
 
 def _missing(view: ReportView) -> list[str]:

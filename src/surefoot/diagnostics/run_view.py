@@ -49,8 +49,15 @@ class RunView:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the manifest says that the run stopped before its planned end, or never ended."""
+        """Whether the manifest says that the run stopped before its planned end, or has not ended."""
         return bool(self.manifest) and self.manifest.get("status") not in ("done", None)
+
+    @property
+    def held_out(self) -> Row:
+        """The reward model's figures on held-out pairs, from the manifest; empty where there are none."""
+        facts = self.manifest.get("facts")
+        figures = facts.get("held_out") if isinstance(facts, Mapping) else None
+        return figures if isinstance(figures, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +82,30 @@ def read_report_view(path: Path) -> ReportView:
     if not path.is_dir():
         raise RunError(f"{path} is not a run folder: there is no such folder. Give the folder that a verb wrote with --out.")
     problems: list[str] = []
-    verdict = _mapping(path / "verdict.json", problems)
+    verdict: Row | None = _mapping(path / "verdict.json", problems)
+    if verdict is None and (figures := _mapping(path / "evaluation.json", problems)) is not None:
+        verdict = as_verdict(figures)
     inner = [path / stage for stage in STAGES if _is_run(path / stage)]
     runs = [_read_run(folder, folder.name, folder.name, problems) for folder in inner]
-    if _is_run(path) and (not inner or (path / "metrics.jsonl").is_file() or (path / "samples.jsonl").is_file()):
-        runs.append(_read_run(path, path.resolve().name, None, problems))
+    own = _read_run(path, path.resolve().name, None, problems) if _is_run(path) else None
+    if own is not None and (not inner or own.metrics or own.samples):
+        runs.append(own)
     if not runs and verdict is None:
         raise RunError(f"{path} is not a run folder: it holds none of {', '.join(('verdict.json', *_FILES))}.")
     return ReportView(path.resolve().name, verdict, tuple(runs), tuple(problems))
+
+
+def as_verdict(figures: Row) -> Row:
+    """The figures of `evaluate` (evaluation.json) under the names of verdict.json; the last judge named decides."""
+    verdict = dict(figures)
+    rates = figures.get("win_rates")
+    if isinstance(rates, Mapping) and rates:
+        judge, rate = list(rates.items())[-1]
+        verdict |= {"judge": judge, "judge_before": figures.get(f"{judge}_before"), "judge_after": figures.get(f"{judge}_after")}
+        if isinstance(rate, Mapping):
+            verdict |= {"judge_win_rate": rate.get("win_rate"), "judge_win_rate_interval": rate.get("interval")}
+    verdict |= {"eos_rate": figures.get("eos_rate_after"), "duplicates": figures.get("duplicates_after")}
+    return verdict
 
 
 def is_number(value: object) -> TypeGuard[float]:

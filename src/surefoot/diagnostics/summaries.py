@@ -60,6 +60,15 @@ class StepSample:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthGap:
+    """Pair accuracy of the pairs whose chosen answer is longer by `gap` tokens."""
+
+    gap: str
+    accuracy: str
+    pairs: str
+
+
+@dataclass(frozen=True, slots=True)
 class Duration:
     """Seconds of a stage, in words, and its share of the longest for the bar (0 to 100)."""
 
@@ -103,7 +112,9 @@ def verdict_numbers(verdict: Row) -> list[BigNumber]:
         prompts = verdict.get("num_prompts")
         of = f"of {prompts:,} held-out prompts" if is_number(prompts) else "of held-out prompts"
         found.append(BigNumber("Wins by the judge", "", _share(rate), _span(verdict.get("judge_win_rate_interval")) or of))
-    found += _paired_numbers(verdict, (("judge", "Judge", "never trained on"), ("vader", "VADER", "a lexicon, -1 to 1")))
+    judge = as_text(verdict.get("judge", "never trained on"))
+    judges = [("judge", "Judge", judge)] + ([("vader", "VADER", "a lexicon, −1 to 1")] if judge != "vader" else [])
+    found += _paired_numbers(verdict, judges)
     if is_number(kl := verdict.get("kl_policy_sft")):
         found.append(BigNumber("KL to the SFT model", "", f"{kl:.1f}", "nats a sequence"))
     return found + _paired_numbers(
@@ -115,7 +126,7 @@ def run_numbers(run: RunView) -> list[BigNumber]:
     """The headline of a single run: its main curves, first -> last."""
     keys = {
         "ppo": ("objective/scores", "objective/kl", "policy/entropy_avg", "critic/explained_variance", "response_length/mean"),
-        "sft": ("loss", "validation_loss"),
+        "sft": ("loss", "validation/loss"),
         "reward": ("loss", "accuracy", "validation/loss", "validation/accuracy"),
         "control": ("rollout/ep_rew_mean", "train/explained_variance"),
     }.get(run.kind, ())
@@ -140,7 +151,7 @@ def run_words(run: RunView) -> list[str]:
             ("objective/kl", "The KL to the SFT model went from {} to {} nats."),
         ),
         "sft": (
-            ("validation_loss", "The held-out loss went from {} to {} nats a token."),
+            ("validation/loss", "The held-out loss went from {} to {} nats a token."),
             ("loss", "The training loss went from {} to {}."),
         ),
         "reward": (
@@ -181,20 +192,20 @@ def comparisons(verdict: Row) -> list[Comparison]:
     return rows
 
 
-def chosen_samples(rows: Sequence[Row], *, count: int = SHOWN_SAMPLES) -> list[Sample]:
-    """Up to `count` rows: the 5 that gained most by the judge, the 5 that lost most, and the rest drawn with a fixed seed.
+def chosen_samples(rows: Sequence[Row], *, judge: str = "judge", count: int = SHOWN_SAMPLES) -> list[Sample]:
+    """Up to `count` rows: the 5 that gained most by `judge`, the 5 that gained least, and the rest drawn with a fixed seed.
 
-    The gain is judge_after - judge_before, else that of VADER, else of the reward. Rows without scores are drawn at random.
+    The gain is after - before of the judge, else of VADER, else of the reward. Rows without scores are drawn at random.
     """
     pairs = [row for row in rows if "before" in row and "after" in row]
-    gains = {i: gain for i, row in enumerate(pairs) if (gain := _gain(row)) is not None}
+    gains = {i: gain for i, row in enumerate(pairs) if (gain := _gain(row, judge)) is not None}
     ranked = sorted(gains, key=lambda i: (-gains[i], i))
     each = min(_BEST, count // 4) if len(pairs) > count else min(_BEST, len(ranked) // 3)
     tags = {i: "best" for i in ranked[:each]} | {i: "worst" for i in ranked[len(ranked) - each :]}
     others = [i for i in range(len(pairs)) if i not in tags]
     drawn = random.Random(0).sample(others, min(len(others), count - len(tags)))
     order = [*ranked[:each], *reversed(ranked[len(ranked) - each :]), *sorted(drawn)]
-    return [_sample(pairs[i], tags.get(i, "random")) for i in order]
+    return [_sample(pairs[i], tags.get(i, "random"), judge) for i in order]
 
 
 def step_samples(run: RunView, *, each: int = 3) -> list[StepSample]:
@@ -242,6 +253,25 @@ def recorded_numbers(run: RunView) -> list[RecordedNumber]:
     return rows
 
 
+def length_gaps(held_out: Row) -> list[LengthGap]:
+    """Accuracy of the reward model by length(chosen) - length(rejected): a scorer that pays for length shows here."""
+    rows = held_out.get("accuracy_by_length_gap")
+    if not isinstance(rows, list):
+        return []
+    known = [r for r in rows if isinstance(r, Mapping) and is_number(r.get("accuracy")) and is_number(r.get("count"))]
+    found = []
+    for row, following in zip(known, [*known[1:], None], strict=True):
+        low, high = row.get("from"), None if following is None else following.get("from")
+        if is_number(low) and is_number(high):
+            words = f"{signed_count(low)} to {signed_count(high - 1)} tokens"
+        elif is_number(low):
+            words = f"{signed_count(low)} tokens or more"
+        else:
+            words = f"{signed_count(high - 1)} tokens or less" if is_number(high) else "any"
+        found.append(LengthGap(words, _share(row["accuracy"]), f"{row['count']:,.0f}"))
+    return found
+
+
 def clock(seconds: float) -> str:
     """8.3 s, 4 min 05 s, 1 h 02 min."""
     if seconds < 60:
@@ -249,6 +279,16 @@ def clock(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def signed(value: float) -> str:
+    """+1.93 or −0.21, with the minus sign of print, as wide as the plus."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def signed_count(value: float) -> str:
+    """+10, 0 or −9."""
+    return f"{value:+.0f}".replace("-", "−") if value else "0"
 
 
 def as_text(value: object) -> str:
@@ -272,7 +312,7 @@ def _paired_numbers(verdict: Row, wanted: Sequence[tuple[str, str, str]]) -> lis
 def _figure(key: str, value: Any) -> str:
     if not is_number(value):
         return ""
-    return f"{value:.1f}" if key == "length" else f"{value:.2f}" if key == "distinct2" else f"{value:+.2f}"
+    return f"{value:.1f}" if key == "length" else f"{value:.2f}" if key == "distinct2" else signed(value)
 
 
 def _comparison(title: str, key: str, before: Any, after: Any, is_share: bool) -> Comparison:
@@ -298,25 +338,26 @@ def _span(interval: Any) -> str:
     return ""
 
 
-def _gain(row: Row) -> float | None:
-    for judge in ("judge", "vader", "reward"):
-        before, after = row.get(f"{judge}_before"), row.get(f"{judge}_after")
-        if is_number(before) and is_number(after):
-            return float(after) - float(before)
-    return None
+def _scored(row: Row, judge: str) -> list[str]:
+    """Names with a number before and after, the judge that decides first, the reward last. Lengths are no scores."""
+    names = [key.removesuffix("_before") for key, value in row.items() if key.endswith("_before") and is_number(value)]
+    order = {judge: 0, "judge": 1, "vader": 3, "reward": 4}
+    return sorted((n for n in names if n != "length" and is_number(row.get(f"{n}_after"))), key=lambda n: order.get(n, 2))
 
 
-def _sample(row: Row, tag: str) -> Sample:
-    scores = []
-    for judge in ("judge", "vader", "reward"):
-        before, after = row.get(f"{judge}_before"), row.get(f"{judge}_after")
-        if is_number(before) and is_number(after):
-            scores.append((judge, f"{before:+.2f}", f"{after:+.2f}"))
-    return Sample(tag, as_text(row.get("prompt", "")), as_text(row["before"]), as_text(row["after"]), tuple(scores))
+def _gain(row: Row, judge: str) -> float | None:
+    names = _scored(row, judge)
+    return float(row[f"{names[0]}_after"]) - float(row[f"{names[0]}_before"]) if names else None
+
+
+def _sample(row: Row, tag: str, judge: str) -> Sample:
+    scores = tuple((name, signed(row[f"{name}_before"]), signed(row[f"{name}_after"])) for name in _scored(row, judge))
+    prompt, before, after = (as_text(row.get(key, "")).strip() for key in ("prompt", "before", "after"))
+    return Sample(tag, prompt, before, after, scores)
 
 
 def _step_sample(row: Row) -> StepSample:
     facts = [f"{name} {number(row[name])}" for name in ("score", "kl", "length") if is_number(row.get(name))]
     if row.get("finished") is False:
         facts.append("cut by length")
-    return StepSample(f"{row['step']:g}", as_text(row.get("prompt", "")), as_text(row["completion"]), ", ".join(facts))
+    return StepSample(f"{row['step']:g}", as_text(row.get("prompt", "")), as_text(row["completion"]).strip(), ", ".join(facts))

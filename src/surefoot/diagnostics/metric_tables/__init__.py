@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One recorded number. A key that ends in `*` stands for a family: `timing/*` is every key that starts with `timing/`."""
+    """One recorded number. A key with `*` stands for a family: `judge/*` is every key that starts with `judge/`."""
 
     key: str
     title: str
@@ -20,4 +21,4 @@ class Metric:
 
     def covers(self, key: str) -> bool:
         """Whether this entry documents `key`."""
-        return key.startswith(self.key[:-1]) if self.key.endswith("*") else key == self.key
+        return fnmatchcase(key, self.key) and key.count("/") == self.key.count("/")
