@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surefoot.config import Config
 
 USAGE_STATUS = 2
+TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 STAGES = {
     "demo": "surefoot.stages.demo",
@@ -38,7 +39,6 @@ SETTINGS_HELP = (
 app = typer.Typer(
     name="surefoot",
     epilog="Exit status: 0 done, 1 a bug, 2 bad configuration or data, 3 an alarm, 75 interrupted: run it again to go on.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback
 )
@@ -144,9 +144,12 @@ def doctor() -> None:
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Preferences in any format of docs/data.md.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Preferences, in any format of docs/data.md.")],
     store: Annotated[Path, typer.Option(help="Preference store (SQLite); made when missing.")],
-    source: Annotated[str | None, typer.Option(help="Who voted: human:NAME, ratings, ...; by default import:FILE.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Who voted: human:NAME, ratings, function:NAME, or a plain name.", show_default="import:FILE"),
+    ] = None,
 ) -> None:
     """Preferences from a file into a store."""
     from surefoot.interchange import import_file
@@ -170,21 +173,21 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status. What a user can mend is one line on stderr; a bug leaves as an exception."""
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]  # whichever click typer brings with it
     try:
-        status = app(list(arguments), prog_name="surefoot", standalone_mode=False)
+        status = app(list(arguments) or ["--help"], prog_name="surefoot", standalone_mode=False)
     except SurefootError as problem:
         _complain(type(problem).__name__, str(problem))
         return problem.exit_status
-    except KeyboardInterrupt:
-        _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")
-        return Interrupted.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        status = TYPER_INTERRUPTED
     except usage_error as problem:
         _complain("UsageError", f"{str(problem).rstrip('.')}{'' if str(problem).endswith('?') else '.'} See surefoot --help.")
         return USAGE_STATUS
-    except typer.Abort:
-        return Interrupted.exit_status
     except BrokenPipeError:  # `surefoot ... | head`
         sys.stderr.close()
         return 0
+    if status == TYPER_INTERRUPTED:
+        _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")
+        return Interrupted.exit_status
     return status if isinstance(status, int) else 0
 
 

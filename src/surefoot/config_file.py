@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from surefoot.config import Config
-from surefoot.config_names import allowed, fields, kinds, listing, members, nearest, sections, shown
+from surefoot.config_names import allowed, fields, item_type, kinds, listing, members, nearest, sections, shown
 from surefoot.config_yaml import Setting, parse_value, read_settings, settings_of
 from surefoot.errors import ConfigError
 
@@ -144,8 +144,10 @@ def _override(path: tuple[str, ...], text: str) -> Setting:
     if types - {type(None)} == {str} and not (type(None) in types and text in ("null", "~", "")):
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
         return Setting(path, parse_value(text, COMMAND_LINE) if quoted else text, COMMAND_LINE, text)
-    if tuple in types and not text.lstrip().startswith("["):
-        return Setting(path, [text], COMMAND_LINE, text)
+    if info is not None and tuple in types and not text.lstrip().startswith("["):
+        return Setting(
+            path, [text if kinds(item_type(info.annotation)) == {str} else parse_value(text, COMMAND_LINE)], COMMAND_LINE, text
+        )
     return Setting(path, parse_value(text, COMMAND_LINE), COMMAND_LINE, text)
 
 
@@ -217,7 +219,7 @@ def _has_right_type(value: Any, annotation: Any) -> bool:
     """Whether the YAML type fits, before pydantic looks at ranges: it would take "3" for 3 and true for 1.0."""
     types = kinds(annotation)
     if isinstance(value, list):
-        return tuple in types and all(isinstance(item, str) for item in value)
+        return tuple in types and all(_has_right_type(item, item_type(annotation)) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return bool(types & {int, float})
     if isinstance(value, float):  # a whole number may be written 1e4

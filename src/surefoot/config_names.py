@@ -163,6 +163,13 @@ def kinds(annotation: Any) -> set[type]:
     return {origin or annotation}
 
 
+def item_type(annotation: Any) -> Any:
+    """What the items of a setting that is a list may be: the annotation of `tuple[ITEM, ...]`, alone or beside null."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    return next(found for arg in get_args(annotation) if (found := item_type(arg)) is not None) if get_args(annotation) else None
+
+
 def members(annotation: Any) -> tuple[Any, ...]:
     """The members of every Literal in an annotation; () when it holds none."""
     if get_origin(annotation) is Literal:
@@ -187,7 +194,8 @@ def _words(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[str]:
     elif origin is Literal:
         yield listing([str(member) for member in get_args(annotation)])
     elif origin is tuple:
-        yield f"a list of {' '.join(_words(get_args(annotation)[0]))}"
+        items = " ".join(_words(get_args(annotation)[0]))
+        yield f"a list, each item {items}"
     else:
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[annotation]
         yield name + (_range(metadata) if annotation in (int, float) else "")

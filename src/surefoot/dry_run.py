@@ -41,8 +41,8 @@ def sizes(cfg: Config, verb: str) -> list[str]:
                 f"PPO: {ppo.num_updates} updates of {ppo.rollout_batch_size} answers "
                 f"({ppo.rollout_batch_size // ppo.num_samples_per_prompt} prompts x {ppo.num_samples_per_prompt}), "
                 f"{ppo.num_updates * ppo.rollout_batch_size} answers in all",
-                f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, each in "
-                f"{-(-rows // ppo.micro_batch_size)} forwards; {ppo.num_updates * steps} optimiser steps in all",
+                f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, "
+                f"{-(-rows // ppo.micro_batch_size)} forwards each; {ppo.num_updates * steps} optimiser steps in all",
                 f"answers: at most {cfg.rollout.response_length} tokens, decoded {cfg.rollout.batch_size} at once",
             ]
             if verb == "demo":

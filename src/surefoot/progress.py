@@ -27,7 +27,7 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "sft": {
         "loss": ("loss", ".3f"),
-        "validation_loss": ("held-out loss", ".3f"),
+        "validation/loss": ("held-out loss", ".3f"),
         "lr": ("lr", ".1e"),
         "timing/tokens_per_second": ("tokens/s", ".0f"),
     },
@@ -37,6 +37,9 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
         "margin": ("margin", "+.2f"),
         "validation/accuracy": ("held-out accuracy", ".3f"),
         "lr": ("lr", ".1e"),
+    },
+    "evaluate": {
+        "kl": ("KL to SFT", ".2f"),
     },
     "control": {
         "rollout/ep_rew_mean": ("return", ".1f"),
@@ -179,7 +182,7 @@ class LiveProgress:
         names = list(dict.fromkeys(name for _, row in self._rows for name, _ in row))
         order = [name for name, _ in COLUMNS.get(self._verb, {}).values()]
         names.sort(key=lambda name: order.index(name) if name in order else len(order))
-        table = Table(title=f"surefoot {self._verb}", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
+        table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
         table.add_column(self._unit.rstrip("s") or "step", justify="right")
         for name in names:
             table.add_column(name, justify="right")
@@ -193,7 +196,7 @@ class LiveProgress:
             f"{self._step}/{self._total} {self._unit}",
             f"left {duration(self._left)}",
         )
-        return Group(table, foot)
+        return Group(f"surefoot {self._verb}", table, foot)
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:

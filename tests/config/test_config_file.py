@@ -128,7 +128,7 @@ def test_every_unknown_name_is_reported_at_once(refusal):
         ("ppo.whiten_rewards=1", "ppo.whiten_rewards = 1 is not allowed. Allowed: true or false."),
         ("ppo.gamma=null", "ppo.gamma = null is not allowed. Allowed: a number of at least 0 and of at most 1."),
         ("ppo.gamma=[1]", "ppo.gamma = [1] is not allowed. Allowed: a number of at least 0 and of at most 1."),
-        ("rollout.stop_token=[1]", "rollout.stop_token = [1] is not allowed. Allowed: a list of text."),
+        ("rollout.stop_token=[1]", "rollout.stop_token = [1] is not allowed. Allowed: a list, each item text."),
         (
             "ppo.objective=penality",
             'ppo.objective = "penality" is not allowed. Allowed: clip, penalty or policy_gradient. Did you mean penalty?',

@@ -1,0 +1,69 @@
+"""A dry run says what a run would do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import STAGES, run
+from surefoot.config import Config
+from surefoot.config_file import load_config
+from surefoot.dry_run import describe, gibibytes, sizes
+
+
+@pytest.mark.parametrize("verb", sorted(STAGES))
+def test_a_dry_run_writes_nothing_and_prints_a_configuration_that_loads_to_the_same(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--model.name=tiny", "--seed=3", "--ppo.gamma=0.5"] if verb in ("ppo", "demo") else ["--model.name=tiny", "--seed=3"]
+    assert run([verb, "--dry-run", *words]) == 0
+    captured = capsys.readouterr()
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "again.yaml"
+    path.write_text(captured.out, encoding="utf-8")
+    preset = "default" if verb == "demo" else None
+    assert load_config(path, [], verb=verb) == load_config(None, words, verb=verb, preset=preset)
+
+
+def test_the_sizes_of_ppo_are_those_of_arithmetic():
+    # 100 answers in rollouts of 48: 3 updates, 144 answers; 2 epochs x 4 minibatches of 12 rows: 8 steps each, 12 / 5 forwards
+    cfg = Config.model_validate(
+        {
+            "ppo": {
+                "total_episodes": 100, "rollout_batch_size": 48, "num_samples_per_prompt": 3,
+                "num_ppo_epochs": 2, "num_mini_batches": 4, "micro_batch_size": 5,
+            }
+        }
+    )  # fmt: skip
+    assert sizes(cfg, "ppo") == [
+        "PPO: 3 updates of 48 answers (16 prompts x 3), 144 answers in all",
+        "PPO: an update has 2 epochs x 4 minibatches of 12 rows, 3 forwards each; 24 optimiser steps in all",
+        "answers: at most 53 tokens, decoded 64 at once",
+    ]
+
+
+@pytest.mark.parametrize("verb", sorted(STAGES))
+def test_every_verb_has_sizes_and_a_memory_plan(verb):
+    cfg = Config.model_validate({"model": {"name": "tiny"}})
+    assert sizes(cfg, verb)
+    text = describe(cfg, verb, Path("runs/x"))
+    names = [line.split()[1] for line in text.partition("\n# memory\n")[2].splitlines()]
+    assert (names[0], names[-1]) == ("backbone", "together")
+
+
+def test_the_parts_of_the_memory_plan_add_up(monkeypatch):
+    import surefoot.build
+
+    monkeypatch.setattr(surefoot.build, "memory_plan", lambda cfg, verb: [("backbone", 2**30), ("cache", 2**28)])
+    text = describe(Config(), "ppo", Path("x"))
+    assert text.endswith("#   backbone    1.00 GiB\n#   cache      256.0 MiB\n#   together    1.25 GiB")
+
+
+def test_bytes_are_said_in_the_unit_that_reads_best():
+    assert [gibibytes(size) for size in (0, 2**20, 2**29 - 2**20, 2**29, 3 * 2**30)] == [
+        "0.0 MiB",
+        "1.0 MiB",
+        "511.0 MiB",
+        "0.50 GiB",
+        "3.00 GiB",
+    ]

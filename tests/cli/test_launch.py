@@ -1,0 +1,65 @@
+"""Threads are settled before anything computes, and a start in several processes is refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from surefoot import launch
+from surefoot.config import Config
+from surefoot.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def one_thread_after(monkeypatch):
+    """torch's number of threads is the process's: the tests that follow find it as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_come_from_the_setting_then_the_environment_then_the_cores(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(launch, "usable_cores", lambda: 7)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.set_threads(2) == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.set_threads(None) == torch.get_num_threads() == 3
+    for unusable in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert launch.set_threads(None) == torch.get_num_threads() == 7
+
+
+@pytest.mark.parametrize(
+    "quota, cores", [("max 100000", 8), ("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 8)]
+)
+def test_cores_are_those_of_the_affinity_cut_by_the_containers_quota(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "QUOTA_FILE", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert launch.usable_cores() == 8
+    (tmp_path / "cpu.max").write_text(quota, encoding="ascii")
+    assert launch.usable_cores() == cores
+
+
+def test_the_body_runs_once_with_the_threads_of_the_configuration(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    seen: list[int] = []
+    launch.single(Config(threads=2), lambda: seen.append(torch.get_num_threads()))
+    assert seen == [2]
+
+
+def test_a_start_in_several_processes_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen: list[int] = []
+    with pytest.raises(
+        ConfigError, match=r"^WORLD_SIZE = 2 in the environment, but verbs run in one process\. Start it without torchrun\.$"
+    ):
+        launch.single(Config(), lambda: seen.append(1))
+    assert seen == []
