@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -163,6 +164,10 @@ def number_of_error(error: OSError | SafetensorError) -> int | None:
     return int(match[1]) if match else None
 
 
+def _lies_in(filename: Any, folder: Path) -> bool:
+    return isinstance(filename, str | os.PathLike) and Path(os.path.abspath(filename)).is_relative_to(os.path.abspath(folder))
+
+
 @contextmanager
 def explained(action: str, folder: Path, needed: int | None = None, kept: str = "") -> Iterator[None]:
     """Turns "no room" and "no permission" inside the block into a RunError that names folder, bytes and remedy; all else passes.
@@ -173,7 +178,8 @@ def explained(action: str, folder: Path, needed: int | None = None, kept: str = 
         yield
     except (OSError, SafetensorError) as error:
         number = number_of_error(error)
-        if number not in (*_NO_ROOM, *_NO_ACCESS):
+        elsewhere = isinstance(error, OSError) and error.filename is not None and not _lies_in(error.filename, folder)
+        if number not in (*_NO_ROOM, *_NO_ACCESS) or elsewhere:
             raise
         size = "" if needed is None else f" ({needed:,} bytes needed"
         if number == errno.EFBIG:

@@ -68,6 +68,8 @@ class RunFolder:
         Raises:
             RunError: another process holds it; its verb, settings or inputs are others; `resume` is "never" and a run is in it.
         """
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: at least one checkpoint is kept")
         path = Path(os.path.abspath(path))  # a later chdir must not move the run
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -189,6 +191,7 @@ class RunFolder:
                 self.note(f"{bad.name} is damaged ({why}); went back to {path.name}")
             self._rewind(found.logs)
             self._saved = found.step
+            self._delete_old()  # a process killed between saving and deleting left one too many
             self._note_differences(path.name, found.made_with)
             self.note(f"resumed from {path.name}")
             return found.state
@@ -241,11 +244,14 @@ class RunFolder:
         kept = "No checkpoint was saved yet." if self._saved is None else f"checkpoint-{self._saved} is kept."
         path = checkpoint.write_checkpoint(self.path, step, state, logs=lengths, made_with=versions(), kept=kept)
         self._saved = step
-        older = [path for number, path in checkpoint.checkpoints_in(self.path) if number != step]
+        self._delete_old()
+        return path
+
+    def _delete_old(self) -> None:
+        older = [path for number, path in checkpoint.checkpoints_in(self.path) if number != self._saved]
         with durable.explained("delete an old checkpoint", self.path):
             for old in older[self._keep - 1 :]:
                 durable.remove_folder(old)
-        return path
 
     def record(self, step: int, metrics: Mapping[str, float | int | str | bool]) -> None:
         """A line of metrics.jsonl: step, then the metrics in the given order. A number that is not finite is written as null."""

@@ -44,6 +44,11 @@ class _Stop:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
             self.requested = None
 
+    def forget(self) -> None:
+        """In a forked child: a worker that inherits the handlers would not die of the SIGTERM that is meant to end it."""
+        while self._holders:
+            self.release()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
             for stream in (sys.stdout, sys.stderr):
@@ -57,3 +62,4 @@ class _Stop:
 
 
 STOP = _Stop()
+os.register_at_fork(after_in_child=STOP.forget)
