@@ -80,7 +80,7 @@ def build_reward(
         kept, left = rows, dataset(held_out, "preferences", "data.validation", say).rows
     adapter = "reward" if cfg.reward.method == "adapter" else None
     if adapter:
-        add_adapter(backbone.model, adapter, rank=cfg.model.lora_rank, alpha=cfg.model.lora_alpha, seed=cfg.seed)
+        add_adapter(backbone.model, adapter, cfg.model, seed=cfg.seed)
     scorer = RewardScorer(backbone, layer=cfg.reward.layer, adapter=adapter, seed=cfg.seed)
     if cfg.reward.method == "full":
         backbone.model.get_decoder().requires_grad_(True)
@@ -119,11 +119,10 @@ def build_ppo(
     source = reward_source(cfg, backbone, reward)
     policy = LanguageActorCritic(
         backbone,
-        tuning=cfg.model.tuning,
+        cfg.model,
         critic=ppo.critic,
         temperature=cfg.rollout.temperature,
-        rank=cfg.model.lora_rank,
-        alpha=cfg.model.lora_alpha,
+        entropy_gradient=ppo.ent_coef > 0,
         seed=cfg.seed,
     )
     if cfg.rollout.top_p < 1 or cfg.rollout.top_k:

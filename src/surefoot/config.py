@@ -36,13 +36,14 @@ class ModelConfig(Section):
     tuning: Literal["lora", "full"] = Field("lora", description="lora: adapters on one shared backbone; full: every weight, separate models")
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveFloat = 32.0
+    lora_layers: PositiveInt | None = Field(None, description="adapters on the last N blocks only; default: all. Fewer are faster")
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tuning == "full":
-            self.refuse_without_effect(("lora_rank", "lora_alpha"), 'model.tuning = "full" trains no adapter')
+            self.refuse_without_effect(("lora_rank", "lora_alpha", "lora_layers"), 'model.tuning = "full" trains no adapter')
         return self
 
 

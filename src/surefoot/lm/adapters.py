@@ -9,20 +9,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
 
 
-def add_adapter(model: nn.Module, name: str, *, rank: int, alpha: float, seed: int) -> None:
-    """Puts a LoRA adapter on every linear layer but the head. It starts at zero, in float32, drawn from `seed`."""
+def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
+    """Puts a LoRA adapter on the linear layers of the last `lora_layers` blocks (default: all). It starts at zero, in float32.
+
+    With fewer blocks the backward pass ends at the first of them.
+    """
     if adapter_parameters(model, name):
         raise ModelError(f"this model carries an adapter {name!r} already. Give each run a model of its own (for example run.model).")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    targets = "all-linear" if cfg.lora_layers is None else _linear_names(model, cfg.lora_layers)
+    config = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second adapter: several on one backbone are the design
         torch.manual_seed(seed)
@@ -30,6 +37,18 @@ def add_adapter(model: nn.Module, name: str, *, rank: int, alpha: float, seed: i
     for _, parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.float()  # masters: bf16 would swallow small steps
         parameter.requires_grad_(True)
+
+
+def _linear_names(model: Any, num_blocks: int) -> list[str]:
+    """Full names of the linear layers in the last `num_blocks` blocks of the decoder."""
+    total = int(model.config.get_text_config().num_hidden_layers)
+    if num_blocks > total:
+        raise ModelError(f"model.lora_layers = {num_blocks}, but the model has {total} blocks. Use at most {total}.")
+    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList) and len(m) == total]
+    if len(lists) != 1:
+        raise ModelError(f"{type(model).__name__} has no single list of {total} blocks. Leave model.lora_layers unset.")
+    wanted = {id(m) for block in list(lists[0])[total - num_blocks :] for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))}
+    return [name for name, module in model.named_modules() if id(module) in wanted]
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[tuple[str, nn.Parameter]]:

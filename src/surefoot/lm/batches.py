@@ -101,7 +101,7 @@ class CompletionTask:
         hidden = self.backbone.hidden(ids.to(device), self.adapter)
         states = states_before(hidden, lengths.to(device), answers.shape[1])[:, :-1]
         answer_mask = answer_mask.to(device)
-        logp, _ = token_statistics(states[answer_mask], answers.to(device)[answer_mask], self.backbone.head())
+        logp, _ = token_statistics(states[answer_mask], answers.to(device)[answer_mask], self.backbone.head(), entropy_gradient=False)
         return -logp.sum(), {}
 
 

@@ -7,6 +7,8 @@ that turns it into logits. Temperature divides the logits of every distribution 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -66,19 +68,49 @@ def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tenso
     return kl_categorical(head_p.logits(states_p), head_q.logits(states_q))
 
 
+class _FrozenHeadLogp(torch.autograd.Function):
+    """Log-prob of one token a row under a head that nothing trains, and the entropy without its gradient.
+
+    d logp / d state = (W[token] - sum_v p_v W[v]) / temperature is a vector as long as the state, so it is kept from the forward pass,
+    while the logits are there anyway: the backward pass multiplies, and recomputes nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        logp_all = head.logits(states)
+        logp_all -= torch.logsumexp(logp_all, dim=-1, keepdim=True)
+        logp = logp_all.gather(1, tokens[:, None])[:, 0]
+        p = logp_all.exp()
+        entropy = -torch.linalg.vecdot(p, logp_all)
+        ctx.save_for_backward((head.weight[tokens].float() - (p.to(head.weight.dtype) @ head.weight).float()) / head.temperature)
+        ctx.dtype = states.dtype
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (jacobian,) = ctx.saved_tensors
+        return (upstream[0][:, None] * jacobian).to(ctx.dtype), None, None
+
+
 def token_statistics(
-    states: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], head: Head
+    states: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], head: Head, *, entropy_gradient: bool = True
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """(log-prob of `tokens`, entropy) under the states' distributions, in nats; gradients recompute a chunk's logits."""
+    """(log-prob of `tokens`, entropy) under the states' distributions, in nats.
+
+    A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again, unless the head is frozen and
+    the entropy's gradient is not wanted.
+    """
     if not len(tokens):
         empty = states.sum(-1).float()  # keeps the graph
         return empty, empty
-    parts = [
-        checkpoint(_statistics, s, t, head, use_reentrant=False, preserve_rng_state=False)
-        if torch.is_grad_enabled()
-        else _statistics(s, t, head)
-        for s, t in zip(states.split(head.chunk), tokens.split(head.chunk), strict=True)
-    ]
+    if not torch.is_grad_enabled() or not (states.requires_grad or head.weight.requires_grad):
+        one = _statistics
+    elif entropy_gradient or head.weight.requires_grad:
+        one = partial(checkpoint, _statistics, use_reentrant=False, preserve_rng_state=False)
+    else:
+        one = _FrozenHeadLogp.apply
+    parts = [one(s, t, head) for s, t in zip(states.split(head.chunk), tokens.split(head.chunk), strict=True)]
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from surefoot.config import ModelConfig
 from surefoot.lm.adapters import adapter_parameters, add_adapter
 from surefoot.lm.backbone import Backbone, cut_trunk
 from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
@@ -30,20 +31,22 @@ class LanguageActorCritic(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, *, tuning: Literal["lora", "full"], critic: CriticKind, temperature: float, rank: int, alpha: float, seed: int
+        self, backbone: Backbone, cfg: ModelConfig, *, critic: CriticKind, temperature: float, entropy_gradient: bool, seed: int
     ) -> None:
         super().__init__()
+        tuning = cfg.tuning
         self.backbone, self.critic, self.temperature = backbone, critic, temperature
+        self._entropy_gradient = entropy_gradient
         self.model: nn.Module = backbone.model
         self.policy_adapter = "policy" if tuning == "lora" else None
         self._critic_backbone = _copy(backbone) if critic == "model" else None
         self._reference_backbone = _copy(backbone) if tuning == "full" else backbone
         if self.policy_adapter:
-            add_adapter(self.model, "policy", rank=rank, alpha=alpha, seed=seed)
+            add_adapter(self.model, "policy", cfg, seed=seed)
         else:
             self.model.requires_grad_(True)
         if critic == "adapter":
-            add_adapter(self.model, "critic", rank=rank, alpha=alpha, seed=seed + 1)
+            add_adapter(self.model, "critic", cfg, seed=seed + 1)
         if self._critic_backbone is not None:
             self.critic_model: nn.Module = self._critic_backbone.model.get_decoder().requires_grad_(True)
         self.value_head = nn.Linear(backbone.width, 1).to(backbone.device)
@@ -109,9 +112,10 @@ class LanguageActorCritic(nn.Module):
                 states = states_before(self._critic_backbone.hidden(rows, None), lengths, steps)
         return self.value_head(states.float())[..., 0]
 
-    @staticmethod
-    def _at_mask(dist: TokenDist, actions: Tensor) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        logp, entropy = token_statistics(dist.states[dist.mask], actions[dist.mask], dist.head)
+    def _at_mask(self, dist: TokenDist, actions: Tensor) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        logp, entropy = token_statistics(
+            dist.states[dist.mask], actions[dist.mask], dist.head, entropy_gradient=self._entropy_gradient
+        )
         zeros = torch.zeros(dist.mask.shape, dtype=torch.float32, device=logp.device)
         return zeros.masked_scatter(dist.mask, logp), zeros.masked_scatter(dist.mask, entropy)
 

@@ -33,7 +33,7 @@ class SFTParts:
 def prepare(backbone: Backbone, cfg: Config) -> tuple[str | None, list[tuple[str, nn.Parameter]]]:
     """Makes the weights that SFT trains trainable: an adapter that starts at zero, or all of them."""
     if cfg.model.tuning == "lora":
-        add_adapter(backbone.model, ADAPTER, rank=cfg.model.lora_rank, alpha=cfg.model.lora_alpha, seed=cfg.seed)
+        add_adapter(backbone.model, ADAPTER, cfg.model, seed=cfg.seed)
         return ADAPTER, adapter_parameters(backbone.model, ADAPTER)
     backbone.model.requires_grad_(True)
     return None, list(backbone.model.named_parameters())
