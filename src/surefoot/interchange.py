@@ -68,7 +68,7 @@ def _add(store: PreferenceStore, read: tuple[tuple[PreferenceRow, ...], str], pa
                 store.vote(pair, choice, source=voter, margin=row.margin, share=row.target, idempotency_key=idempotency_key)
     after = store.counts()
     new = after.votes + after.undone - before.votes - before.undone
-    return f"{description}. Into {store.path}: {new:,} votes of {voter} ({len(rows) - new:,} were there already)."
+    return f"{description}. Into {store.path}: {new:,} new votes of {voter} ({len(rows) - new:,} there already)."
 
 
 def _voter(path: Path, source: str | None) -> str:
