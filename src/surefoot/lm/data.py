@@ -143,7 +143,10 @@ def _collect(records: Iterable[tuple[str, dict[str, Any]]], kind: Kind, source: 
         )
     if kind == "prompts" and not first_format.startswith("{prompt} "):
         total = len(rows)
-        rows = list({row.key: row for row in reversed(rows)}.values())[::-1]
+        first: dict[str, Row] = {}
+        for row in rows:
+            first.setdefault(row.key, row)
+        rows = list(first.values())
         said.append(f"its {_count(len(rows), 'distinct prompt')} of {_count(total, 'row')} are used, the answers are not")
     return Dataset(tuple(rows), kind, source, first_format, tuple(said))
 

@@ -23,6 +23,10 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:\w+)?")
 MAX_CELL = 2**24  # characters: Python's csv refuses cells beyond 131,072 otherwise, and a conversation may be longer
 
 
+class RepeatedKey(ValueError):
+    """An object that says two things under one name: Python's json would keep the last in silence."""
+
+
 def read_records(name: str | Path) -> Iterator[tuple[str, Record]]:
     """(where, record) of a file, of all data files in a folder in the order of their paths, or of a hub data set.
 
@@ -61,7 +65,7 @@ def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"no data at {path}: there is no folder {path.parent}. Name a file, a folder, or a hub data set as OWNER/NAME."
     names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or [n for n in names if n.endswith(SUFFIXES)][:3]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.7) or [n for n in names if n.endswith(SUFFIXES)][:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else " The folder holds no data file."
     return f"no data at {path}: the folder {path.parent} has no {path.name}.{hint}"
 
@@ -154,7 +158,10 @@ def _decode(text: str, where: str) -> object:
 
 
 def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+    """Beside syntax, three things go wrong: the nesting, a key that occurs twice, and an integer beyond Python's limit."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error) if isinstance(error, RepeatedKey) else "a number has thousands of digits"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:
@@ -162,7 +169,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Record:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
+        raise RepeatedKey(f"the key {twice!r} occurs twice in one object")
     return found
 
 
