@@ -43,7 +43,9 @@ def uninterrupted(forks: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return fingerprint(path)
 
 
-def test_two_equal_runs_write_equal_bytes_including_the_manifest(forks: Any, tmp_path: Path, uninterrupted: dict[str, str]) -> None:
+def test_two_equal_runs_write_equal_bytes_including_the_manifest(
+    forks: Any, tmp_path: Path, uninterrupted: dict[str, str]
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for path in (first, second):
         forks.run("train", path, steps=STEPS)
@@ -70,7 +72,9 @@ def test_a_run_killed_at_a_named_site_ends_as_if_it_had_not_been(
     assert sorted(entry.name for entry in path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
 
 
-def test_a_line_that_was_being_written_when_the_machine_died_is_cut_off(forks: Any, tmp_path: Path, uninterrupted: dict[str, str]) -> None:
+def test_a_line_that_was_being_written_when_the_machine_died_is_cut_off(
+    forks: Any, tmp_path: Path, uninterrupted: dict[str, str]
+) -> None:
     path = tmp_path / "run"
     forks.run("train", path, steps=STEPS, fault="backward:7:kill")
     with (path / "metrics.jsonl").open("ab") as file:

@@ -1,7 +1,7 @@
-"""A training run so small that it can be killed a hundred times, and a server that forks such runs from a process with torch imported.
+"""A training run so small that it can be killed a hundred times, and a server that forks such runs after one import of torch.
 
-Started by conftest.py. Reads a JSON line a command on stdin, {"start": job name, "arguments": {}, "environment": {}, "output": path} or
-{"wait": pid}, and answers each with a JSON line. A job's exit status is the one that the command line would give.
+Started by conftest.py. Reads a command a line on stdin, as JSON: {"start": job name, "arguments": {}, "environment": {},
+"output": path} or {"wait": pid}; answers each with a line. A job's exit status is the one that the command line would give.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _start(command: dict) -> int:
         descriptor = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
         JOBS[command["start"]](**command["arguments"])
         status = 0
     except SurefootError as error:
@@ -122,7 +122,9 @@ def _start(command: dict) -> int:
 def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:  # the first optimiser step imports the larger half of torch: once, not once a fork
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the first optimiser step imports the larger half of torch: once, not once a fork
         train(folder, steps=1)
     print(json.dumps({"ready": True}), flush=True)
     while line := sys.stdin.readline():

@@ -162,12 +162,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         body = _read_manifest(path)
+        logs, made_with = body["logs"], body["made_with"]
+        if not isinstance(made_with, dict) or not all(isinstance(length, int) and length >= 0 for length in logs.values()):
+            raise DamagedCheckpoint("manifest.json does not make sense")
         contents = {name: _read_file(path, name, entry) for name, entry in body["files"].items()}
         tensors = {
             name.removesuffix(".safetensors"): _parse_tensors(name, contents[name]) for name in contents if name != "values.json"
         }
         values = json.loads(contents["values.json"])
-        return Checkpoint(int(body["step"]), State(tensors, values), body["logs"], body["made_with"])
+        return Checkpoint(int(body["step"]), State(tensors, values), logs, made_with)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"manifest.json or values.json does not make sense ({error!r})") from error
 

@@ -189,10 +189,10 @@ def has_progress(path: Path) -> str:
     """What of a run is in the folder, in words; "" when there is nothing that a new start would overwrite."""
     steps = [found.name for _, found in checkpoints_in(path)]
     logs = [name for name in REWOUND if (path / name).is_file() and (path / name).stat().st_size]
-    made = (
-        ["a finished manifest"] if (path / "manifest.json").is_file() and Manifest.read(path).content["status"] == "done" else []
-    )
-    return ", ".join([*logs, *steps, *made])
+    made = ["a finished run"] if (path / "manifest.json").is_file() and load_manifest(path)["status"] == "done" else []
+    # a demo keeps the runs of its stages in folders of their own, and their progress is its progress
+    inner = [f"{child.name}/" for child in sorted(path.iterdir()) if (child / "manifest.json").is_file() and has_progress(child)]
+    return ", ".join([*logs, *steps, *made, *inner])
 
 
 def continue_or_begin(path: Path, verb: str, cfg: Config) -> tuple[Manifest, list[str]]:
