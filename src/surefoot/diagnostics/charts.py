@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ def charts(run: RunView) -> list[Chart]:
     specs[1:1] = [
         ChartSpec(f"Judge {key[6:]}", (key,), "") for key in run.recorded if key.startswith("judge/") and key not in shown
     ]
-    return [chart for spec in specs if (chart := _chart(spec, run)) is not None]
+    return [chart for i, spec in enumerate(specs) if (chart := _chart(spec, run, f"chart-{run.kind}-{i}")) is not None]
 
 
 def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart | None:
@@ -125,7 +126,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
     x, y, counts = ([float(b[key]) for b in rows] for key in ("confidence", "accuracy", "count"))
     most = max(counts) or 1.0
     diagonal = go.Scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", meta={"role": "reference"}, hoverinfo="skip")
-    sizes = [8 + 22 * (count / most) ** 0.5 for count in counts]
+    sizes = [6 + 14 * (count / most) ** 0.5 for count in counts]
     hover = "says %{x:.0%}, right in %{y:.0%} of %{customdata:,} pairs<extra></extra>"
     points = go.Scatter(
         x=x,
@@ -137,7 +138,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
         line={"width": 1},
         hovertemplate=hover,
     )
-    figure = _figure([diagonal, points], unit="", is_share=True)
+    figure = _figure([points, diagonal], unit="", is_share=True)
     figure["layout"]["xaxis"] = {"title": {"text": "confidence"}, "tickformat": ".0%", "range": [0.48, 1.02]}
     figure["layout"]["yaxis"] = {
         "title": {"text": "share that is right"},
@@ -153,7 +154,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
         id="calibration",
         title="Calibration",
         what="Whether 80 % means 80 %: how sure the reward model is of a held-out pair, against how often it is right. Large "
-        "points are many pairs; the dashed diagonal is perfect." + error,
+        "points are many pairs; the dotted diagonal is perfect." + error,
         others=(),
         healthy="points on the diagonal; below it the reward model is over-confident",
         what_to_do="Over-confident: fewer epochs or weight_decay.",
@@ -175,14 +176,14 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
+def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
     """The panel of `spec`, or None when the run recorded none of its keys."""
     curves = {key: run.column(key) for key in spec.keys}
     curves = {key: curve for key, curve in curves.items() if curve[1]}
     if not curves or (spec.is_hidden_at_zero and not any(any(values) for _, values in curves.values())):
         return None
-    main = find_metric(next(iter(curves)))
-    assert main is not None  # a test holds that every key of SPECS is documented
+    main = find_metric(next(iter(curves)), run.kind)
+    assert main is not None  # a test holds that every key of SPECS is documented; a judge's is by its family
     thinned = {key: _thin(*curve) for key, curve in curves.items()}
     traces = [_trace(key, steps, values, spec) for key, (steps, values) in thinned.items()]
     steps = [step for curve in thinned.values() for step in curve[0]]
@@ -192,11 +193,13 @@ def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
         )
     if spec.target is not None and (aim := run.column(spec.target))[1]:
         traces.append(_reference("target", *aim))
-    others = tuple((key, metric.what.split(". ")[0].rstrip(".")) for key in list(curves)[1:] if (metric := find_metric(key)))
+    others = tuple(
+        (key, metric.what.split(". ")[0].rstrip(".")) for key in list(curves)[1:] if (metric := find_metric(key, run.kind))
+    )
     longest = max(len(values) for _, values in curves.values())
     cut = f" {MAX_POINTS:,} of {longest:,} points are drawn." if longest > MAX_POINTS else ""
     return Chart(
-        id="chart-" + "-".join((run.kind, *spec.title.lower().split())),
+        id=id,
         title=spec.title,
         what=main.what + cut,
         others=others,
@@ -211,6 +214,7 @@ def _chart(spec: ChartSpec, run: RunView) -> Chart | None:
 def _trace(name: str, steps: list[float], values: list[float], spec: ChartSpec) -> go.Scatter:
     form = "%{y:.1%}" if spec.is_share else "%{y:.4g}"
     mode = "lines+markers" if len(values) <= 3 else "lines"  # one point makes no line, two hide that they are two
+    name = html.escape(name)  # Plotly reads tags in names
     return go.Scatter(x=steps, y=values, mode=mode, name=name, hovertemplate=f"{form}<extra>{name}</extra>", line={"width": 2})
 
 

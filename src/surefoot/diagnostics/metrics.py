@@ -16,7 +16,7 @@ __all__ = ["GROUPS", "METRICS", "Metric", "find_metric", "is_known", "known_keys
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "PPO for language models": PPO + PPO_HEALTH,
-    "Training loss of any stage": SFT,
+    "Supervised fine-tuning": SFT,
     "Reward model": REWARD,
     "Pairs": PAIRS,
     "Control": CONTROL,
@@ -24,7 +24,9 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "Evaluation of any two models": EVALUATION,
 }
 
-METRICS: dict[str, Metric] = {metric.key: metric for group in GROUPS.values() for metric in group}
+METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
+
+_KINDS = {"ppo": PPO + PPO_HEALTH, "sft": SFT, "reward": REWARD, "pairs": PAIRS, "control": CONTROL, "evaluate": EVALUATION}
 
 _INTRODUCTION = """# Metrics
 
@@ -42,7 +44,7 @@ R the reward or, for the critic, the return, V the value. Logarithms are natural
 
 def known_keys() -> frozenset[str]:
     """All documented keys. A key with `*` stands for a family; ask `is_known` about one recorded key."""
-    return frozenset(METRICS) | {"step"}
+    return frozenset(metric.key for metric in METRICS) | {"step"}
 
 
 def is_known(key: str) -> bool:
@@ -55,10 +57,11 @@ def verdict_keys() -> frozenset[str]:
     return frozenset(metric.key for metric in VERDICT)
 
 
-def find_metric(key: str) -> Metric | None:
-    """The entry of `key`: the exact one, else its family's, else None."""
-    exact = METRICS.get(key)
-    return exact if exact is not None else next((m for m in METRICS.values() if m.covers(key)), None)
+def find_metric(key: str, kind: str = "") -> Metric | None:
+    """The entry of `key`: its kind of run's (`loss` is another number in sft and in reward), else any, else its family's."""
+    own = _KINDS.get(kind, ())
+    named = [metric for metric in (*own, *METRICS) if metric.key == key]
+    return next(iter(named or (metric for metric in METRICS if metric.covers(key))), None)
 
 
 def metrics_page() -> str:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def write_report(run: Path) -> Path:
 def render_report(view: ReportView) -> str:
     """The page as text. The same view gives the same bytes."""
     plotly, script = get_plotlyjs().replace("\r", ""), _asset("report.js")
+    return _template().render(
+        style=_asset("report.css"),
+        plotly=plotly,
+        script=script,
+        script_hashes=[_hash(plotly), _hash(script)],
+        **_content(view),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """The page, compiled once: everything that is printed is escaped, and a name that is not filled is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -70,13 +83,7 @@ def render_report(view: ReportView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(
-        style=_asset("report.css"),
-        plotly=plotly,
-        script=script,
-        script_hashes=[_hash(plotly), _hash(script)],
-        **_content(view),
-    )
+    return environment.get_template("report.html.jinja")
 
 
 def _content(view: ReportView) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def run_numbers(run: RunView) -> list[BigNumber]:
     found = []
     for key in keys:
         _, values = run.column(key)
-        metric = find_metric(key)
+        metric = find_metric(key, run.kind)
         if values and metric is not None:
             found.append(BigNumber(metric.title, number(values[0]) if len(values) > 1 else "", number(values[-1]), metric.unit))
     return found
@@ -244,7 +244,7 @@ def recorded_numbers(run: RunView) -> list[RecordedNumber]:
     rows = []
     for key in run.recorded:
         _, values = run.column(key)
-        metric = find_metric(key)
+        metric = find_metric(key, run.kind)
         rows.append(
             RecordedNumber(
                 key, number(values[0]), number(values[-1]), metric.what if metric else "", metric.healthy if metric else ""
@@ -329,7 +329,7 @@ def _healthy(key: str) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.1f} %".replace(".0 %", " %")
+    return f"{100 * value:.1f} %"
 
 
 def _span(interval: Any) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One recorded number. A key with `*` stands for a family: `judge/*` is every key that starts with `judge/`."""
+    """One recorded number. A key with `*` stands for a family: `judge/*`, or `*_after`, which holds no key with a slash."""
 
     key: str
     title: str
@@ -21,4 +21,4 @@ class Metric:
 
     def covers(self, key: str) -> bool:
         """Whether this entry documents `key`."""
-        return fnmatchcase(key, self.key) and key.count("/") == self.key.count("/")
+        return fnmatchcase(key, self.key) and ("/" in self.key or "/" not in key)

@@ -152,7 +152,7 @@ PPO_HEALTH = (
     Metric(
         "lr",
         "Learning rate",
-        "Learning rate of the policy in this step, after warm-up and schedule.",
+        "Learning rate of this step, after warm-up and schedule.",
         "learning_rate * schedule(step)",
         "none: a setting",
         "1",

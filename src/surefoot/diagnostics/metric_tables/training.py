@@ -8,22 +8,21 @@ SFT = (
     Metric(
         "loss",
         "Training loss",
-        "What the stage minimises: cross-entropy of the next token in SFT, the ranking loss in reward training.",
-        "SFT: mean of -log pi(y_t | x, y_<t). Reward: mean of -log sigmoid(R(x, y_w) - R(x, y_l) - margin) (8.3.5)",
-        "SFT: completion tokens of the batch. Reward: pairs of the batch",
-        "nats a token (SFT), nats a pair (reward)",
-        "falls, fastest at the start; in reward training it starts near ln 2 = 0.69",
+        "Cross-entropy of the next token: how surprised the model is by the text it learns.",
+        "mean of -log pi(y_t | x, y_<t)",
+        "completion tokens of the batch",
+        "nats a token",
+        "falls, fastest at the start",
         "Flat: raise learning_rate. Spikes: lower it or use warmup_steps.",
     ),
     Metric(
         "validation/loss",
         "Held-out loss",
-        "The same loss on data whose prompts are never trained on, dropout off; recorded before the first step and after "
-        "the last.",
+        "The same loss on text that is never trained on, dropout off; recorded before the first step and after the last.",
         "as loss",
-        "SFT: completion tokens of the validation set. Reward: its pairs",
-        "nats a token (SFT), nats a pair (reward)",
-        "falls with the training loss; in reward training below ln 2 = 0.69, which a coin reaches",
+        "completion tokens of the validation set",
+        "nats a token",
+        "falls with the training loss and stays within 0.3 of it",
         "Rising while the training loss falls: over-fitting; fewer epochs, more data, a lower learning_rate.",
     ),
     Metric(
@@ -60,6 +59,26 @@ SFT = (
 )
 
 REWARD = (
+    Metric(
+        "loss",
+        "Ranking loss",
+        "What a wrong order of a pair costs; a coin pays ln 2 = 0.69.",
+        "mean of -log sigmoid(R(x, y_w) - R(x, y_l) - margin), and center_coef (R_w + R_l)^2 / 4 (8.3.5)",
+        "pairs of the batch",
+        "nats a pair",
+        "starts near 0.69 and falls to 0.3 to 0.6",
+        "Flat at 0.69: raise learning_rate, or labels are shuffled. Near 0: over-fitting; look at validation/accuracy.",
+    ),
+    Metric(
+        "validation/loss",
+        "Held-out ranking loss",
+        "The same loss on pairs whose prompts are never trained on; recorded before the first step and after the last.",
+        "as loss",
+        "pairs of the validation set",
+        "nats a pair",
+        "below 0.69 and close to the training loss",
+        "Rising: over-fitting; fewer epochs, more pairs, weight_decay. Above 0.69: worse than a coin.",
+    ),
     Metric(
         "accuracy",
         "Pair accuracy",

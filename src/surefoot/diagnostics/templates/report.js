@@ -10,7 +10,7 @@
     const read = (name) => style.getPropertyValue(name).trim();
     const axis = {
       gridcolor: read("--line"), linecolor: read("--line"), zerolinecolor: read("--line"), tickcolor: read("--line"),
-      zeroline: false, automargin: true, ticks: "", nticks: 6,
+      zeroline: false, exponentformat: "power", automargin: true, ticks: "", nticks: 6,
     };
     return {
       axis,

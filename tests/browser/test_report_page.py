@@ -1,0 +1,135 @@
+"""The report in a real Chromium: nothing hostile runs, everything is drawn offline, both themes and both widths hold."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_run import write_demo
+from hostile import PAYLOADS
+from surefoot.diagnostics.report import write_report
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # only `make browser` needs it
+
+    installed = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=installed, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo whose 20 shown samples, keys, settings and reasons are payloads."""
+    folder = write_demo(tmp_path_factory.mktemp("hostile") / "run")
+    scores = {"judge_before": 0.0, "judge_after": 1.0}
+    rows = [{"prompt": payload, "before": payload, "after": payload, **scores} for payload in PAYLOADS[:20]]
+    _write(folder / "evaluate/samples.jsonl", rows)
+    _write(folder / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, **dict.fromkeys(PAYLOADS, 1.0)} for i in (1, 2)])
+    _write(folder / "ppo/metrics.jsonl", [{"step": i, **{f"judge/{p}": float(i) for p in PAYLOADS}} for i in (1, 2)])
+    _write(folder / "ppo/samples.jsonl", [{"step": 1, "prompt": p, "completion": p, "score": 0.0} for p in PAYLOADS])
+    (folder / "sft/config.yaml").write_text("\n".join(PAYLOADS), "utf-8")
+    manifest = {"verb": "sft", "status": "stopped", "reason": " ".join(PAYLOADS), **{p: p for p in PAYLOADS}}
+    (folder / "sft/manifest.json").write_text(json.dumps(manifest), "utf-8")
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_demo(tmp_path_factory.mktemp("demo") / "run"))
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def _open(chromium: Any, path: Path, **settings: Any) -> tuple[Any, list[str], list[str]]:
+    """The page once drawn, what its console and errors said, and what it asked for."""
+    page = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "offline": True, **settings}).new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.resolve().as_uri())
+    page.wait_for_selector("html[data-drawn]", timeout=120_000)
+    return page, said, asked
+
+
+@pytest.mark.parametrize("policy", ["with", "without"])
+def test_no_payload_runs_with_the_content_security_policy_or_by_escaping_alone(
+    policy: str, hostile_report: Path, chromium: Any
+) -> None:
+    page, said, asked = _open(chromium, hostile_report, bypass_csp=policy == "without")
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+    page.mouse.move(400, 400)
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.__hacked") is None
+    assert said == []
+    assert asked == [hostile_report.resolve().as_uri()]
+    assert page.locator(".sample").count() == 20
+
+
+def test_the_policy_stops_a_script_that_got_into_the_page(report: Path, chromium: Any, tmp_path: Path) -> None:
+    """The other tests would pass without any policy; this one breaks the escaping on purpose."""
+    broken = tmp_path / "report.html"
+    broken.write_text(report.read_text("utf-8").replace("</main>", "<script>window.__hacked=1</script></main>"), "utf-8")
+    page, said, _ = _open(chromium, broken)
+    assert page.evaluate("window.__hacked") is None
+    assert any("Content Security Policy" in message for message in said)
+
+
+def test_every_figure_is_drawn_offline_without_a_word_in_the_console(report: Path, chromium: Any) -> None:
+    page, said, asked = _open(chromium, report)
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll('svg .scatterlayer .trace').length)"
+    )
+    assert len(drawn) > 20 and min(drawn) >= 1
+    assert said == []
+    assert asked == [report.resolve().as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 400, 768, 1280, 1920])
+def test_the_page_never_scrolls_sideways(width: int, report: Path, chromium: Any) -> None:
+    page, _, _ = _open(chromium, report, viewport={"width": width, "height": 800})
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_light_and_dark_follow_the_reader_and_the_figures_with_them(report: Path, chromium: Any) -> None:
+    page, _, _ = _open(chromium, report, color_scheme="light")
+    look = """() => [getComputedStyle(document.body).backgroundColor,
+                     document.querySelector('.plot .trace .js-line').style.stroke,
+                     document.querySelector('.plot .xtick text').style.fill]"""
+    light = page.evaluate(look)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(3_000)
+    dark = page.evaluate(look)
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+
+
+def test_samples_can_be_filtered_by_word_and_by_tag(report: Path, chromium: Any) -> None:
+    page, _, _ = _open(chromium, report)
+    shown = ".sample:not([hidden])"
+    assert page.locator(shown).count() == 20
+    page.select_option("#filter-tag", "worst")
+    assert page.locator(shown).count() == 5
+    page.fill("#filter-text", "THE BEST SURPRISE")
+    texts = page.locator(shown).all_inner_texts()
+    assert texts and all("the best surprise" in text for text in texts)
+    assert page.inner_text("#filter-count") == f"{len(texts)} of 20 shown"
+    page.fill("#filter-text", "no such word")
+    assert page.locator(shown).count() == 0
