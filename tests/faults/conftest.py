@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,30 @@ class Forks:
         return child.wait(), child.said
 
 
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+@contextmanager
+def serving(script: str, folder: Path) -> Iterator[Forks]:
     source = Path(surefoot.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("tiny_run.py")
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, str(script)], stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(Path(__file__).with_name(script))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdin is not None and process.stdout is not None
         assert json.loads(process.stdout.readline()) == {"ready": True}
-        yield Forks(process, tmp_path_factory.mktemp("forks"))
+        yield Forks(process, folder)
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Forks jobs of tiny_run.py."""
+    with serving("tiny_run.py", tmp_path_factory.mktemp("forks")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Forks jobs of stage_runs.py: the stages themselves, on a model of a few thousand weights."""
+    with serving("stage_runs.py", tmp_path_factory.mktemp("stages")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 Started by conftest.py. Reads a command a line on stdin, as JSON: {"start": job name, "arguments": {}, "environment": {},
 "output": path} or {"wait": pid}; answers each with a line. A job's exit status is the one that the command line would give.
+stage_runs.py serves the real stages in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,7 +100,7 @@ def stuck(path: str) -> None:
 JOBS = {job.__name__: job for job in (train, limited, hold, stuck)}
 
 
-def _start(command: dict) -> int:
+def _start(command: Mapping[str, Any], jobs: Mapping[str, Callable[..., None]]) -> int:
     child = os.fork()
     if child:
         return child
@@ -108,7 +111,7 @@ def _start(command: dict) -> int:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        JOBS[command["start"]](**command["arguments"])
+        jobs[command["start"]](**command["arguments"])
         status = 0
     except SurefootError as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
@@ -119,21 +122,20 @@ def _start(command: dict) -> int:
         os._exit(status)
 
 
-def serve() -> None:
+def serve(jobs: Mapping[str, Callable[..., None]], warm_up: Callable[[str], None]) -> None:
+    """Answers commands until stdin ends. What `warm_up` imports in a temporary folder is imported once, not once a fork."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the first optimiser step imports the larger half of torch: once, not once a fork
-        train(folder, steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        warm_up(folder)
     print(json.dumps({"ready": True}), flush=True)
     while line := sys.stdin.readline():
         command = json.loads(line)
         if "start" in command:
-            print(json.dumps(_start(command)), flush=True)
+            print(json.dumps(_start(command, jobs)), flush=True)
         else:
             print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(command["wait"], 0)[1])), flush=True)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(JOBS, lambda folder: train(folder, steps=1))  # the first optimiser step imports the larger half of torch

@@ -191,7 +191,7 @@ def has_progress(path: Path) -> str:
     logs = [name for name in REWOUND if (path / name).is_file() and (path / name).stat().st_size]
     made = ["a finished run"] if (path / "manifest.json").is_file() and load_manifest(path)["status"] == "done" else []
     # a demo keeps the runs of its stages in folders of their own, and their progress is its progress
-    inner = [f"{child.name}/" for child in sorted(path.iterdir()) if (child / "manifest.json").is_file() and has_progress(child)]
+    inner = [f"{child.name}/" for child in sorted(path.iterdir()) if (child / "config.yaml").is_file() and has_progress(child)]
     return ", ".join([*logs, *steps, *made, *inner])
 
 
