@@ -85,7 +85,7 @@ def test_a_discrete_space_that_starts_elsewhere_gets_its_own_numbers() -> None:
 
 def test_environments_that_lose_the_last_observation_are_refused() -> None:
     envs = SyncVectorEnv([lambda: Spaces(PLANE, Discrete(2))])
-    with pytest.raises(ConfigError, match="autoreset_mode is .*NEXT_STEP.* Make them with AutoresetMode.SAME_STEP"):
+    with pytest.raises(ConfigError, match=r"autoreset_mode is .*NEXT_STEP.* Make them with AutoresetMode.SAME_STEP"):
         Collector(envs, seed=0)
 
 
