@@ -1,4 +1,7 @@
-"""Configuration to objects: the only file that asks "which engine?", "which reward?". Objects already loaded are taken as given."""
+"""Configuration to objects:
+
+the only file that asks "which engine?", "which reward?". Objects already loaded are taken as given.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from surefoot.errors import ConfigError, EngineError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import Dataset, PreferenceRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.data import Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.preferences.store import PreferenceStore
 from surefoot.rewards.function import FunctionReward, load_function
@@ -40,7 +43,7 @@ def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
     return from_objects(loaded, tokenizer, cfg)
 
 
-def dataset(rows: Rows | None, kind: str, setting: str, say: Say) -> Dataset:
+def dataset(rows: Rows | None, kind: Kind, setting: str, say: Say) -> Dataset[Any]:
     """Rows of one kind from a file, a hub name or memory; says which format was detected and shows two."""
     if rows is None:
         raise ConfigError(f"{setting} is not set. Name a file, a folder or a hub data set (docs/data.md lists the formats).")
@@ -72,6 +75,9 @@ def build_reward(
     cfg: Config, folder: Path | None, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None
 ) -> RewardParts:
     backbone = backbone_of(model, cfg.model)
+    if cfg.reward.method == "full":
+        backbone = backbone.trainable_copy()  # a model that was given stays as it is
+        backbone.model.get_decoder().requires_grad_(True)
     rows = _preferences(cfg, train, say)
     held_out = validation if validation is not None else cfg.data.validation
     if held_out is None:
@@ -82,16 +88,15 @@ def build_reward(
     if adapter:
         add_adapter(backbone.model, adapter, cfg.model, seed=cfg.seed)
     scorer = RewardScorer(backbone, layer=cfg.reward.layer, adapter=adapter, seed=cfg.seed)
-    if cfg.reward.method == "full":
-        backbone.model.get_decoder().requires_grad_(True)
     pairs = [pair_rows(part, backbone.codec) for part in (kept, left)]
     features = None
-    if cfg.reward.method == "head" and folder is not None:
+    if cfg.reward.method == "head":
         every = [row for part in pairs for pair in part for row in (pair.chosen, pair.rejected)]
         say(f"features: states of {len(set(every))} answers at layer {scorer.layer}, computed once")
-        features = Features(scorer, every, folder / "features.f32", 2 * cfg.reward.micro_batch_size)
+        features = Features(scorer, every, folder, 2 * cfg.reward.micro_batch_size)
     train_task, held_out_task = (
-        RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef) for part in pairs
+        RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef)
+        for part in pairs
     )
     say(f"train: {len(train_task)} pairs; held out: {len(held_out_task)}")
     return RewardParts(scorer, train_task, held_out_task, scorer.trainable(cfg.reward.method))
@@ -111,7 +116,13 @@ def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[Preferen
 
 
 def build_ppo(
-    cfg: Config, say: Say, *, model: Any = None, prompts: Rows | None = None, reward: Any = None, judges: Mapping[str, Judge] | None = None
+    cfg: Config,
+    say: Say,
+    *,
+    model: Any = None,
+    prompts: Rows | None = None,
+    reward: Any = None,
+    judges: Mapping[str, Judge] | None = None,
 ) -> PPOParts:
     backbone = backbone_of(model, cfg.model)
     chosen = prompts_of(cfg, backbone, prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
@@ -126,9 +137,13 @@ def build_ppo(
         seed=cfg.seed,
     )
     if cfg.rollout.top_p < 1 or cfg.rollout.top_k:
-        say("warning: rollout.top_p or top_k cut the distribution that is sampled, not the one that is trained: the ratio is biased")
+        say(
+            "warning: rollout.top_p or top_k cut the distribution that is sampled, not the one that is trained: "
+            "the ratio is biased"
+        )
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    say(f"policy: {trained / 1e6:.2f} M trainable weights of {sum(p.numel() for p in policy.parameters()) / 1e6:.1f} M; {len(chosen)} prompts")
+    every = sum(p.numel() for p in policy.parameters())
+    say(f"policy: {trained / 1e6:.2f} M trainable weights of {every / 1e6:.1f} M; {len(chosen)} prompts")
     return PPOParts(policy, engine_of(cfg, backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
 
 
@@ -149,6 +164,7 @@ def build_evaluate(
     reference = backbone_of(against, other)
     chosen = prompts_of(cfg, policy, prompts if prompts is not None else cfg.data.eval_prompts, "data.eval_prompts", say)
     source = reward_source(cfg, reference, reward) if reward is not None or cfg.reward_source.source is not None else None
+    _same_tokens(policy, reference, "evaluate.against")
     engines = (engine_of(cfg, policy, None), engine_of(cfg, reference, None))
     return EvaluateParts(policy, reference, engines, chosen, judges if judges is not None else judges_of(cfg), source)
 
@@ -156,6 +172,8 @@ def build_evaluate(
 def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None) -> PairsParts:
     names = cfg.pairs.models or (cfg.model.name,)
     backbones = [load_backbone(cfg.model.model_copy(update={"name": name})) for name in names]
+    for other in backbones[1:]:
+        _same_tokens(backbones[0], other, "pairs.models")
     chosen = prompts_of(cfg, backbones[0], prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
     if annotator is not None:
         votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
@@ -171,8 +189,17 @@ def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str,
     data = dataset(rows, "prompts", setting, say)
     chosen = prompt_set(data.rows, backbone.codec, cfg.rollout.response_length, cfg.data.long_prompts)
     if chosen.num_long:
-        say(f"prompts: {len(chosen)} kept" + _long(chosen.num_long, "dropped" if cfg.data.long_prompts == "drop" else "cut on the left"))
+        say(
+            f"prompts: {len(chosen)} kept"
+            + _long(chosen.num_long, "dropped" if cfg.data.long_prompts == "drop" else "cut on the left")
+        )
     return chosen
+
+
+def _same_tokens(first: Backbone, second: Backbone, setting: str) -> None:
+    """Raises ConfigError where two models number their tokens differently: one's prompts would be noise to the other."""
+    if first.codec.tokenizer.get_vocab() != second.codec.tokenizer.get_vocab():
+        raise ConfigError(f"{setting}: {first.source} and {second.source} have different tokenizers. Name models that share one.")
 
 
 def engine_of(cfg: Config, backbone: Backbone, adapter: str | None) -> RolloutEngine:

@@ -31,12 +31,20 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = Field("embedded", description="embedded (SmolLM2-135M-Instruct), tiny (made on the spot), a folder, or a hub name")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of frozen weights; what is trained keeps float32 masters")
-    tuning: Literal["lora", "full"] = Field("lora", description="lora: adapters on one shared backbone; full: every weight, separate models")
+    name: str = Field(
+        "embedded", description="embedded (SmolLM2-135M-Instruct), tiny (made on the spot), a folder, or a hub name"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of frozen weights; what is trained keeps float32 masters"
+    )
+    tuning: Literal["lora", "full"] = Field(
+        "lora", description="lora: adapters on one shared backbone; full: every weight, separate models"
+    )
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveFloat = 32.0
-    lora_layers: PositiveInt | None = Field(None, description="adapters on the last N blocks only; default: all. Fewer are faster")
+    lora_layers: PositiveInt | None = Field(
+        None, description="adapters on the last N blocks only; default: all. Fewer are faster"
+    )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
 
@@ -53,7 +61,9 @@ class DataConfig(Section):
     validation_share: Share = 0.1
     prompts: str | None = Field(None, description="prompts to answer (pairs, ppo)")
     eval_prompts: str | None = Field(None, description="held-out prompts (evaluate); default: a share of prompts")
-    long_prompts: Literal["drop", "cut_left"] = Field("drop", description="what happens to prompts beyond the context; counted either way")
+    long_prompts: Literal["drop", "cut_left"] = Field(
+        "drop", description="what happens to prompts beyond the context; counted either way"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,7 +107,9 @@ class PairsConfig(Section):
 
 class RewardConfig(OptimizerConfig):
     learning_rate: PositiveFloat = 1e-3
-    method: Literal["head", "adapter", "full"] = Field("head", description="head on frozen states; head and LoRA adapter; every weight")
+    method: Literal["head", "adapter", "full"] = Field(
+        "head", description="head on frozen states; head and LoRA adapter; every weight"
+    )
     layer: PositiveInt | None = Field(None, description="layer the head reads (1 = after the first block); default: the last")
     num_epochs: PositiveInt = 1
     batch_size: PositiveInt = Field(64, description="pairs a step")
@@ -105,7 +117,9 @@ class RewardConfig(OptimizerConfig):
     max_steps: PositiveInt | None = None
     center_coef: ZeroOrMore = Field(0.0, description="pulls the mean of a pair's scores to 0: adds coef * (R_w + R_l)^2 / 4")
     use_margin: bool = True
-    normalize: bool = Field(True, description="save mean and deviation on training answers; scores leave in units of the deviation")
+    normalize: bool = Field(
+        True, description="save mean and deviation on training answers; scores leave in units of the deviation"
+    )
     store: str | None = Field(None, description="preference store to train on, in place of data.train")
     save_every: PositiveInt = 50
 
@@ -153,12 +167,16 @@ class PPOConfig(OptimizerConfig):
     cliprange_value: PositiveFloat | None = Field(None, description="clip of V around the rollout's values, in the reward's unit")
     gamma: UnitInterval = 1.0
     lam: UnitInterval = 0.95
-    bootstrap_cut: bool = Field(False, description="an answer cut by length bootstraps from V of the cut state; default: it is terminal")
+    bootstrap_cut: bool = Field(
+        False, description="an answer cut by length bootstraps from V of the cut state; default: it is terminal"
+    )
     ent_coef: ZeroOrMore = 0.0
     # reward
     missing_eos_penalty: ZeroOrMore = Field(0.0, description="subtracted from answers cut by length")
     length_penalty: float = Field(0.0, description="subtracted a token of the answer")
-    reward_scale: Literal["none", "running"] = Field("none", description="running: divide by the running deviation, the mean kept")
+    reward_scale: Literal["none", "running"] = Field(
+        "none", description="running: divide by the running deviation, the mean kept"
+    )
     reward_clip: PositiveFloat | None = None
     whiten_rewards: bool = Field(False, description="scale the tethered rewards of a batch to variance 1, the mean kept")
     whiten_advantages: bool = True
@@ -184,10 +202,13 @@ class PPOConfig(OptimizerConfig):
         rows = self.rollout_batch_size
         allowed = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
         if rows % self.num_mini_batches:
-            raise ValueError(f"num_mini_batches = {self.num_mini_batches} does not divide the {rows} rows of a rollout. Use one of {allowed}.")
+            raise ValueError(
+                f"num_mini_batches = {self.num_mini_batches} does not divide the {rows} rows of a rollout. Use one of {allowed}."
+            )
         if rows % self.num_samples_per_prompt:
             raise ValueError(
-                f"num_samples_per_prompt = {self.num_samples_per_prompt} does not divide the {rows} rows of a rollout. Use one of {allowed}."
+                f"num_samples_per_prompt = {self.num_samples_per_prompt} does not divide the {rows} rows of a rollout. "
+                f"Use one of {allowed}."
             )
         return self
 
@@ -210,8 +231,9 @@ class PPOConfig(OptimizerConfig):
         )
         if self.kl_direction == "sft_policy" and (self.kl_in, self.kl_estimator) != ("loss", "exact"):
             raise ValueError(
-                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: KL(SFT || policy) is an "
-                f"expectation under the SFT model, which the policy's samples cannot estimate, and it is no cost of an action. {allowed}"
+                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: KL(SFT || policy) "
+                "is an expectation under the SFT model, which the policy's samples cannot estimate, and it is no cost of an action. "
+                f"{allowed}"
             )
         if self.kl_in == "loss" and self.kl_direction == "policy_sft" and self.kl_estimator in ("k1", "k3"):
             why = {
@@ -243,7 +265,9 @@ class EvaluateConfig(Section):
 
 class ControlConfig(Section):
     env: str = Field("CartPole-v1", description="a Gymnasium environment")
-    total_timesteps: PositiveInt = Field(100_000, description="steps of all environments together; the last rollout is a whole one")
+    total_timesteps: PositiveInt = Field(
+        100_000, description="steps of all environments together; the last rollout is a whole one"
+    )
     num_envs: PositiveInt = 8
     num_steps: PositiveInt = Field(128, description="steps of each environment in a rollout")
     hidden_sizes: tuple[PositiveInt, ...] = Field((64, 64), description="tanh layers of the policy, and as many of the critic")
@@ -269,3 +293,12 @@ class Config(Section):
     ppo: PPOConfig = PPOConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check_critic(self) -> Self:
+        if self.model.tuning == "full" and self.ppo.critic == "adapter":
+            raise ValueError(
+                'ppo.critic = "adapter" with model.tuning = "full": the adapter would sit on weights that the policy moves, and its '
+                'loss would move the policy. Use ppo.critic = "detached", "shared" or "model".'
+            )
+        return self

@@ -29,7 +29,11 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """One copy of the weights, and how text becomes its tokens. `fingerprint` names the weights, `source` where they came from."""
+    """One copy of the weights, and how text becomes its tokens. `source` says where they came from.
+
+    `fingerprint` names the weights; "" where nothing is known of them, and then no head that was trained elsewhere is put on
+    them.
+    """
 
     model: Any
     codec: Codec
@@ -72,6 +76,12 @@ class Backbone:
             trunk = decoder if layer is None or layer == self.num_layers else cut_trunk(decoder, layer)
             states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
         return states
+
+    def trainable_copy(self) -> Backbone:
+        """The same model once more, to train every weight of it: float32 masters, computing in the dtype that they had."""
+        dtype = self.autocast or (self.model.dtype if self.model.dtype != torch.float32 else None)
+        model = copy.deepcopy(self.model).float().requires_grad_(False)
+        return Backbone(model, self.codec, self.fingerprint, self.source, dtype)
 
     def merged(self, adapter: str | None) -> Backbone:
         """A plain backbone of its own, with `adapter` merged into the weights and none left on it."""
@@ -129,16 +139,31 @@ def cut_config(config: Any, layer: int) -> Any:
 
 
 def load_backbone(cfg: ModelConfig, device: torch.device | str = "cpu") -> Backbone:
-    """Loads `cfg.name`. Weights that are trained whole stay float32 and compute in cfg.dtype; frozen ones are kept in cfg.dtype."""
+    """Loads `cfg.name`.
+
+    Weights that are trained whole stay float32 and compute in cfg.dtype; frozen ones are kept in cfg.dtype.
+    """
     source = resolve(cfg.name)
     full_bf16 = cfg.tuning == "full" and cfg.dtype == "bfloat16"
     dtype = torch.float32 if full_bf16 else getattr(torch, cfg.dtype)
     model, tokenizer = _from_pretrained(source, cfg.name, dtype)
-    return from_objects(model, tokenizer, cfg, source=str(source), device=device)
+    return from_objects(model, tokenizer, cfg, source=str(source), fingerprint=_fingerprint(source), device=device)
 
 
-def from_objects(model: Any, tokenizer: Any, cfg: ModelConfig, *, source: str = "object", device: torch.device | str = "cpu") -> Backbone:
-    """A backbone from objects already loaded. Raises ModelError where the tokenizer lacks EOS or pads with it."""
+def from_objects(
+    model: Any,
+    tokenizer: Any,
+    cfg: ModelConfig,
+    *,
+    source: str = "object",
+    fingerprint: str = "",
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """A backbone from objects already loaded; the model is frozen, and kept in float32 where every weight will be trained.
+
+    Raises: ModelError where the tokenizer lacks EOS or pads with it, or the logits are more than a linear head of the last
+    states.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     eos_ids = _eos_ids(model, tokenizer, source)
     pad_id = _pad_id(model, tokenizer, eos_ids, source)
@@ -152,8 +177,27 @@ def from_objects(model: Any, tokenizer: Any, cfg: ModelConfig, *, source: str = 
         template=cfg.template,
     )
     model = model.to(device).eval().requires_grad_(False)
+    if cfg.tuning == "full":
+        model = model.float()  # masters, whatever the object was
     autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
-    return Backbone(model, codec, _fingerprint(source), source, autocast)
+    backbone = Backbone(model, codec, fingerprint, source, autocast)
+    _check_head(backbone)
+    return backbone
+
+
+@torch.no_grad()
+def _check_head(backbone: Backbone) -> None:
+    """Some architectures cap or scale their logits; log-probs made of states and head would then be another model's."""
+    row = torch.tensor([[backbone.codec.eos_ids[0]]], device=backbone.device)
+    with backbone.using(None):
+        theirs = backbone.model(input_ids=row, use_cache=False).logits[0].float()
+    ours = backbone.head().logits(backbone.hidden(row, None)[0])
+    gap, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+    if ours.shape != theirs.shape or gap > 0.02 * max(size, 1.0):
+        raise ModelError(
+            f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap or a "
+            f"scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
+        )
 
 
 def resolve(name: str) -> Path | str:
@@ -169,12 +213,16 @@ def resolve(name: str) -> Path | str:
     path = Path(name)
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ModelError(f"model.name = {name!r}: no such folder. Name a folder with weights, a hub name (owner/model), or embedded.")
+            raise ModelError(
+                f"model.name = {name!r}: no such folder. Name a folder with weights, a hub name (owner/model), or embedded."
+            )
         return name
     if not path.is_dir():
         raise ModelError(f"model.name = {name!r} is a file. Name the folder that holds it.")
     if not any(next(path.glob(pattern), None) for pattern in WEIGHT_FILES):
-        raise ModelError(f"model.name = {name!r} holds no weights ({', '.join(WEIGHT_FILES)}). Name a folder written by save_pretrained.")
+        raise ModelError(
+            f"model.name = {name!r} holds no weights ({', '.join(WEIGHT_FILES)}). Name a folder written by save_pretrained."
+        )
     return path
 
 
@@ -198,30 +246,45 @@ def _eos_ids(model: Any, tokenizer: Any, source: str) -> tuple[int, ...]:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no EOS token, so no answer could end. Set tokenizer.eos_token.")
     generation = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    more = generation if isinstance(generation, list) else []
+    more = generation if isinstance(generation, list) else [] if generation is None else [generation]
     return (int(tokenizer.eos_token_id), *(int(i) for i in more if i != tokenizer.eos_token_id))
 
 
 def _pad_id(model: Any, tokenizer: Any, eos_ids: tuple[int, ...], source: str) -> int:
     """The tokenizer's pad id, or an unused id where it has none; never EOS, whose end would be masked away with the padding."""
     if tokenizer.pad_token_id is None:
-        size = model.get_input_embeddings().weight.shape[0]
-        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token or "<|pad|>"})
-        if tokenizer.pad_token_id >= size:  # a new id: it only fills masked slots, but it must be a row of the embedding
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        is_free = tokenizer.unk_token is not None and tokenizer.unk_token_id not in eos_ids  # GPT-2's unknown token is its EOS
+        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token if is_free else "<|pad|>"})
+        if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+            _add_rows(model, len(tokenizer))
     if tokenizer.pad_token_id in eos_ids:
         raise ModelError(
-            f"the tokenizer of {source} pads with {tokenizer.pad_token!r}, which is also its EOS token: ends of answers would be masked away. "
-            "Set tokenizer.pad_token to another token (an unused special one will do) and save the tokenizer."
+            f"the tokenizer of {source} pads with {tokenizer.pad_token!r}, which is also its EOS token: ends of answers would be "
+            "masked away. Set tokenizer.pad_token to another token (an unused special one will do) and save the tokenizer."
         )
     return int(tokenizer.pad_token_id)
 
 
-def _fingerprint(source: str) -> str:
-    """sha256 over a folder's weight files; the name itself for a hub model or an object."""
+@torch.no_grad()
+def _add_rows(model: Any, size: int) -> None:
+    """Makes room for ids up to `size`. A new row is the mean of the old ones, so that its token has at most the mean probability.
+
+    A row drawn around 0 would have a logit of about 0, and where real logits lie near -30 it would be the only token ever
+    sampled.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(size, mean_resizing=False)
+    head = model.get_output_embeddings()
+    for weight in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
+        if weight is not None:
+            weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+
+
+def _fingerprint(source: Path | str) -> str:
+    """sha256 over a folder's weight files; the name itself for a hub model."""
     path = Path(source)
     if not path.is_dir():
-        return source
+        return str(source)
     digest = hashlib.sha256()
     for pattern in WEIGHT_FILES:
         for file in sorted(path.glob(pattern)):

@@ -45,7 +45,10 @@ class PromptSet:
         return Prompts(ids, mask, tuple(text_of(row.prompt) for row in rows), tuple(row.key for row in rows), columns)
 
     def cyclic(self, start: int, count: int, seed: int) -> list[int]:
-        """`count` indices from position `start` of an endless shuffle: every prompt once an epoch, each epoch in its own order."""
+        """`count` indices from position `start` of an endless shuffle:
+
+        every prompt once an epoch, each epoch in its own order.
+        """
         out: list[int] = []
         while len(out) < count:
             epoch, place = divmod(start + len(out), len(self))
@@ -59,22 +62,33 @@ def text_of(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
-def prompt_set(rows: Sequence[PromptRow], codec: Codec, response_length: int, long_prompts: Literal["drop", "cut_left"]) -> PromptSet:
+def prompt_set(
+    rows: Sequence[PromptRow], codec: Codec, response_length: int, long_prompts: Literal["drop", "cut_left"]
+) -> PromptSet:
     """Tokenises prompts. Those that leave no room for `response_length` tokens in the context are dropped, or cut on the left."""
     room = codec.context - response_length
     if room < 1:
-        raise DataError(f"rollout.response_length = {response_length} leaves no room for a prompt in the context of {codec.context} tokens.")
+        raise DataError(
+            f"rollout.response_length = {response_length} leaves no room for a prompt in the context of {codec.context} tokens."
+        )
     encoded = [codec.prompt_ids(row.prompt) for row in rows]
     num_long = sum(len(ids) > room for ids in encoded)
     if long_prompts == "cut_left":
-        return PromptSet(tuple(tuple(ids[-room:]) for ids in encoded), tuple(rows), num_long)
+        return PromptSet(tuple(_cut_left(ids, room, codec.bos_id) for ids in encoded), tuple(rows), num_long)
     kept = [i for i, ids in enumerate(encoded) if len(ids) <= room]
     if not kept:
         raise DataError(
-            f"no prompt is left: all {len(rows)} have more than {room} tokens (context {codec.context} less rollout.response_length "
-            f"{response_length}). Shorten them, lower rollout.response_length, or set data.long_prompts = cut_left."
+            f"no prompt is left: all {len(rows)} have more than {room} tokens (context {codec.context} less "
+            f"rollout.response_length {response_length}). Shorten them, lower rollout.response_length, or set data.long_prompts = cut_left."
         )
     return PromptSet(tuple(tuple(encoded[i]) for i in kept), tuple(rows[i] for i in kept), num_long)
+
+
+def _cut_left(ids: Sequence[int], room: int, bos_id: int | None) -> tuple[int, ...]:
+    """The last `room` ids; a BOS in front stays in front, since many models are lost without it."""
+    if len(ids) <= room:
+        return tuple(ids)
+    return (ids[0], *ids[len(ids) - room + 1 :]) if ids[0] == bos_id else tuple(ids[-room:])
 
 
 class CompletionTask:
@@ -95,13 +109,16 @@ class CompletionTask:
     def loss(self, items: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         rows = [self.rows[i] for i in items]
         device = self.backbone.device
-        ids, mask = pad_right([row.ids for row in rows], self.backbone.codec.pad_id)
+        self.backbone.model.train(torch.is_grad_enabled())  # dropout is on while it learns, and only then
+        ids, _ = pad_right([row.ids for row in rows], self.backbone.codec.pad_id)
         lengths = torch.tensor([row.prompt_length for row in rows])
         answers, answer_mask = pad_right([row.ids[row.prompt_length :] for row in rows], self.backbone.codec.pad_id)
         hidden = self.backbone.hidden(ids.to(device), self.adapter)
         states = states_before(hidden, lengths.to(device), answers.shape[1])[:, :-1]
         answer_mask = answer_mask.to(device)
-        logp, _ = token_statistics(states[answer_mask], answers.to(device)[answer_mask], self.backbone.head(), entropy_gradient=False)
+        logp, _ = token_statistics(
+            states[answer_mask], answers.to(device)[answer_mask], self.backbone.head(), entropy_gradient=False
+        )
         return -logp.sum(), {}
 
 
@@ -125,7 +142,10 @@ def completion_rows(rows: Sequence[CompletionRow], codec: Codec, *, completion_o
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """The two rows of a preference, as a reward model reads them. `target` is the share of votes for the first; `margin` may be 0."""
+    """The two rows of a preference, as a reward model reads them.
+
+    `target` is the share of votes for the first; `margin` may be 0.
+    """
 
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]

@@ -1,7 +1,8 @@
 """Log-probs, entropy and exact KL from hidden states, in chunks: no tensor of all tokens times the vocabulary ever lives.
 
-A distribution over the next token is kept as the final-normed state that makes it (V/D times smaller than its logits) beside the head
-that turns it into logits. Temperature divides the logits of every distribution alike; log-softmax is in float32 whatever the weights are.
+A distribution over the next token is kept as the final-normed state that makes it (V/D times smaller than its logits) beside the
+head that turns it into logits. Temperature divides the logits of every distribution alike; log-softmax is in float32 whatever
+the weights are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Head:
     temperature: float
 
     def logits(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        raw = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+        with torch.autocast(states.device.type, enabled=False):  # sampling under autocast must see the logits that training sees
+            raw = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
         return raw.float() / self.temperature
 
     def frozen_copy(self) -> Head:
@@ -60,8 +62,11 @@ class TokenDist:
 
 
 def _statistics(states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    logp = torch.log_softmax(head.logits(states), dim=-1)
-    return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    logits = head.logits(states)
+    logp = logits - torch.logsumexp(
+        logits, dim=-1, keepdim=True
+    )  # as _FrozenHeadLogp: with and without gradient, equal to the bit
+    return logp.gather(1, tokens[:, None])[:, 0], -torch.linalg.vecdot(logp.exp(), logp)
 
 
 def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tensor:
@@ -71,8 +76,8 @@ def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tenso
 class _FrozenHeadLogp(torch.autograd.Function):
     """Log-prob of one token a row under a head that nothing trains, and the entropy without its gradient.
 
-    d logp / d state = (W[token] - sum_v p_v W[v]) / temperature is a vector as long as the state, so it is kept from the forward pass,
-    while the logits are there anyway: the backward pass multiplies, and recomputes nothing.
+    d logp / d state = (W[token] - sum_v p_v W[v]) / temperature is a vector as long as the state, so it is kept from the forward
+    pass, while the logits are there anyway: the backward pass multiplies, and recomputes nothing.
     """
 
     @staticmethod
@@ -98,8 +103,8 @@ def token_statistics(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """(log-prob of `tokens`, entropy) under the states' distributions, in nats.
 
-    A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again, unless the head is frozen and
-    the entropy's gradient is not wanted.
+    A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again, unless the head is
+    frozen and the entropy's gradient is not wanted.
     """
     if not len(tokens):
         empty = states.sum(-1).float()  # keeps the graph

@@ -1,8 +1,8 @@
 """Policy, reference, critic and reward on one backbone.
 
-With adapters one copy of the weights serves all: the policy is a LoRA adapter that starts at zero, so that adapter off IS the SFT
-reference; the critic is a head on the policy's states, or has an adapter of its own; a reward head reads the bare backbone. With full
-fine-tuning the reference is a frozen copy, and a critic with `critic = "model"` another.
+With adapters one copy of the weights serves all: the policy is a LoRA adapter that starts at zero, so that adapter off IS the
+SFT reference; the critic is a head on the policy's states, or has an adapter of its own; a reward head reads the bare backbone.
+With full fine-tuning the reference is a frozen copy, and a critic with `critic = "model"` another.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LanguageActorCritic(nn.Module):
         self._entropy_gradient = entropy_gradient
         self.model: nn.Module = backbone.model
         self.policy_adapter = "policy" if tuning == "lora" else None
-        self._critic_backbone = _copy(backbone) if critic == "model" else None
+        self._critic_backbone = backbone.trainable_copy() if critic == "model" else None
         self._reference_backbone = _copy(backbone) if tuning == "full" else backbone
         if self.policy_adapter:
             add_adapter(self.model, "policy", cfg, seed=seed)
@@ -121,22 +121,35 @@ class LanguageActorCritic(nn.Module):
 
 
 def _copy(backbone: Backbone) -> Backbone:
-    return Backbone(copy.deepcopy(backbone.model).requires_grad_(False), backbone.codec, backbone.fingerprint, backbone.source, backbone.autocast)
+    return Backbone(
+        copy.deepcopy(backbone.model).requires_grad_(False),
+        backbone.codec,
+        backbone.fingerprint,
+        backbone.source,
+        backbone.autocast,
+    )
 
 
 class RewardScorer(nn.Module):
     """R(x, y): a linear head on the final-normed state of the last token, after block `layer` of the backbone.
 
-    `adapter` names the adapter that it reads through, None the bare backbone. Scores are raw: normalisation belongs to the source.
+    `adapter` names the adapter that it reads through, None the bare backbone. Scores are raw: normalisation belongs to the
+    source.
     """
 
     def __init__(self, backbone: Backbone, *, layer: int | None, adapter: str | None, seed: int) -> None:
         super().__init__()
-        self.backbone, self.layer, self.adapter = backbone, layer or backbone.num_layers, adapter  # shared: no submodule of this one
+        self.backbone, self.layer, self.adapter = (
+            backbone,
+            layer or backbone.num_layers,
+            adapter,
+        )  # shared: no submodule of this one
         self.score = nn.Linear(backbone.width, 1, bias=False).to(backbone.device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             nn.init.normal_(self.score.weight, std=(backbone.width + 1) ** -0.5)
+        self.register_buffer("scale", torch.ones(backbone.width, device=backbone.device))
+        self.scale: Tensor
         if self.layer != backbone.num_layers:
             cut_trunk(backbone.model.get_decoder(), self.layer)  # refuses a layer that is not there, before training starts
 
@@ -156,7 +169,16 @@ class RewardScorer(nn.Module):
         return last_states(self.backbone.hidden(ids, self.adapter, self.layer), mask.sum(1)).float()
 
     def head(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        return self.score(features)[:, 0]
+        """w .
+
+        (features / scale). The scale evens out features of very different size, so that one learning rate suits them all.
+        """
+        return self.score(features / self.scale)[:, 0]
+
+    @property
+    def weight(self) -> Float[Tensor, "1 D"]:
+        """The head on raw states, the scale folded in."""
+        return self.score.weight.detach() / self.scale
 
     def forward(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
         return self.head(self.features(rows))

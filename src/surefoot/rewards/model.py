@@ -1,8 +1,9 @@
 """Reward models as sources: on the policy's own backbone, or loaded beside it.
 
-A folder holds what AutoModelForSequenceClassification loads, and `reward.json`: the layer, how it was trained, the fingerprint of the
-backbone it was trained on, and the mean and deviation that turn raw scores into units. With the same backbone under an adapter only the
-head is read, and no second copy of the weights is loaded. Another tokenizer means another reading: then the model reads text.
+A folder holds what AutoModelForSequenceClassification loads, and `reward.json`: the layer, how it was trained, the fingerprint of
+the backbone it was trained on, and the mean and deviation that turn raw scores into units. With the same backbone under an adapter
+only the head is read, and no second copy of the weights is loaded. Another tokenizer means another reading: then the model reads
+text.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def read_facts(folder: Path) -> RewardFacts:
     try:
         return RewardFacts(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{path} is not a reward model's sidecar: {error}. Train the reward model again, or remove the file.") from error
+        raise ModelError(
+            f"{path} is not a reward model's sidecar: {error}. Train the reward model again, or remove the file."
+        ) from error
 
 
 def save_reward_model(scorer: RewardScorer, facts: RewardFacts, folder: Path) -> None:
@@ -60,7 +63,7 @@ def save_reward_model(scorer: RewardScorer, facts: RewardFacts, folder: Path) ->
         names = set(kind(config).state_dict())
     prefix, weights = kind.base_model_prefix, plain_state_dict(scorer.backbone.model, scorer.adapter)
     kept = {name: tensor for name, tensor in weights.items() if name in names or f"{prefix}.{name}" in names}
-    kept["score.weight"] = scorer.score.weight.detach()
+    kept["score.weight"] = scorer.weight
     if missing := names - set(kept):
         raise ModelError(f"{kind.__name__} needs weights that the backbone does not have: {', '.join(sorted(missing)[:3])}.")
     save_weights(kind, config, kept, folder)
@@ -83,7 +86,7 @@ class SharedRewardModel:
 
 
 class SeparateRewardModel:
-    """A sequence-classification model of any architecture. It reads the sampled ids where `codec` is the policy's own, else text."""
+    """A sequence-classification model of any architecture. It reads sampled ids where `codec` is the policy's own, else text."""
 
     def __init__(self, model: Any, codec: Codec, facts: RewardFacts, batch_size: int, *, reads_ids: bool) -> None:
         self.model, self.codec, self.facts, self.batch_size, self.reads_ids = model, codec, facts, batch_size, reads_ids
@@ -107,7 +110,9 @@ class SeparateRewardModel:
         return logits[:, 0].float()
 
 
-def load_reward_model(folder: Path, backbone: Backbone, batch_size: int, *, may_share: bool) -> SharedRewardModel | SeparateRewardModel:
+def load_reward_model(
+    folder: Path, backbone: Backbone, batch_size: int, *, may_share: bool
+) -> SharedRewardModel | SeparateRewardModel:
     """The reward model in `folder`: its head on `backbone` where that is the one it was trained on, otherwise the whole model."""
     facts = read_facts(folder)
     if may_share and facts.method == "head" and facts.base == backbone.fingerprint and backbone.fingerprint:
@@ -131,9 +136,19 @@ def _separate(folder: Path, facts: RewardFacts, backbone: Backbone, batch_size: 
     if model.config.num_labels != 1:
         raise ModelError(f"reward_source.source = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
     same = tokenizer.get_vocab() == backbone.codec.tokenizer.get_vocab()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    context = getattr(model.config, "max_position_embeddings", None) or backbone.codec.context
-    codec = Codec(tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain")
+    tokenizer.truncation_side = "left"  # a long prompt is cut at its beginning, so that the answer is read whole
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.pad_token_id
+    if pad is None:
+        raise ModelError(
+            f"reward_source.source = {str(folder)!r} names no pad token, so answers cannot be scored together. Set pad_token."
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = pad
+    # some models have more positions than may be used (RoBERTa's first two are padding's); the tokenizer knows
+    context = min(getattr(model.config, "max_position_embeddings", None) or backbone.codec.context, tokenizer.model_max_length)
+    codec = Codec(
+        tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain"
+    )
     return SeparateRewardModel(model.eval().requires_grad_(False), codec, facts, batch_size, reads_ids=same)
 
 

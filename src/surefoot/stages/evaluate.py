@@ -12,6 +12,7 @@ from surefoot.config import Config
 from surefoot.core import best_of_n_kl
 from surefoot.diagnostics.calibration import win_rate
 from surefoot.diagnostics.text import distinct_n, duplicate_share
+from surefoot.errors import RewardError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.logits import token_statistics
@@ -24,7 +25,7 @@ from surefoot.types import Completions, Prompts, RewardSource, RolloutEngine, Sc
 
 @dataclass(frozen=True, slots=True)
 class EvaluateParts:
-    """Two models, their engines, the prompts nobody trained on, and who judges. `reward` is the proxy, shown beside the judges."""
+    """Two models, their engines, prompts nobody trained on, and who judges. `reward` is the proxy, shown beside the judges."""
 
     policy: Backbone
     reference: Backbone
@@ -72,19 +73,27 @@ def steps(parts: EvaluateParts, cfg: Config) -> Iterator[EvaluateStep]:
 
 def _answers(parts: EvaluateParts, prompts: Prompts, completions: Completions) -> Answers:
     judged = {name: verdicts(judge, name, prompts.text, completions.text) for name, judge in parts.judges.items()}
-    reward = [] if parts.reward is None else parts.reward.score(prompts, completions).value.tolist()
-    return Answers(prompts, completions, judged, reward)
+    if parts.reward is None:
+        return Answers(prompts, completions, judged, [])
+    scores = parts.reward.score(prompts, completions)
+    if not bool(scores.valid.all()):
+        raise RewardError(
+            f"{int((~scores.valid).sum())} of {len(prompts)} answers have no score, so no mean over all prompts can be given. "
+            "Let the reward score every answer, or evaluate with judges alone."
+        )
+    return Answers(prompts, completions, judged, scores.value.tolist())
 
 
 def _best_of_n(parts: EvaluateParts, prompts: Prompts, cfg: Config, start: int) -> Answers | None:
-    """The reference's answer that the reward likes best of n: the baseline that needs no training (KL log n - (n-1)/n at most)."""
+    """The reference's answer that the reward likes best of n: the baseline without training (KL log n - (n-1)/n at most)."""
     n = cfg.evaluate.best_of
     if n < 2 or parts.reward is None:
         return None
     many = prompts.rows([i for i in range(len(prompts)) for _ in range(n)])
     completions = parts.engines[1].generate(many, torch.Generator().manual_seed(cfg.seed * 7919 + start + 1))
     scores: Scores = parts.reward.score(many, completions)
-    best = scores.value.reshape(len(prompts), n).argmax(1) + torch.arange(len(prompts)) * n
+    ranked = scores.value.masked_fill(~scores.valid, -torch.inf)
+    best = ranked.reshape(len(prompts), n).argmax(1) + torch.arange(len(prompts)) * n
     chosen = Completions(
         completions.ids[best],
         completions.mask[best],
@@ -104,12 +113,13 @@ def sequence_kl(parts: EvaluateParts, prompts: Prompts, completions: Completions
 
 
 def _logp(model: Backbone, prompts: Prompts, completions: Completions, temperature: float) -> torch.Tensor:
-    context = Context(prompts.ids, prompts.mask, completions.mask)
-    rows, lengths = joined_rows(context, completions.ids, model.codec.pad_id)
-    states = states_before(model.hidden(rows, None), lengths, completions.ids.shape[1])[:, :-1]
-    mask = completions.mask
-    logp, _ = token_statistics(states[mask], completions.ids[mask], model.head(temperature))
-    return torch.zeros(mask.shape).masked_scatter(mask, logp)
+    mask, ids = completions.mask.to(model.device), completions.ids.to(model.device)
+    rows, lengths = joined_rows(
+        Context(prompts.ids.to(model.device), prompts.mask.to(model.device), mask), ids, model.codec.pad_id
+    )
+    states = states_before(model.hidden(rows, None), lengths, ids.shape[1])[:, :-1]
+    logp, _ = token_statistics(states[mask], ids[mask], model.head(temperature))
+    return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, logp).cpu()
 
 
 def result_rows(step: EvaluateStep) -> Iterator[dict[str, object]]:

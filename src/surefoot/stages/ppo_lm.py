@@ -69,7 +69,7 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
     at = _Progress(beta=ppo.beta, kl_coef=ppo.kl_coef)
     if folder is not None and (state := folder.restore()) is not None:
         at = _load(state, policy, optimizer, names, sampling, shuffling)
-    saved = at.update  # an update may be broken off only where the state before it can be had again
+    saved = at.update
     parts.engine.load_weights(runtime.full_weights(policy), at.update)
     for update in range(at.update + 1, ppo.num_updates + 1):
         clock = _Clock()
@@ -97,7 +97,8 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             kl_coef=at.kl_coef,
             critic_only=update <= ppo.critic_warmup_steps,
             skipped_in_row=at.skipped_in_row,
-            should_stop=lambda: folder is not None and folder.stop_requested and saved == at.update,
+            # an update may be broken off only where the state before it can be had again
+            should_stop=lambda saved=saved, at=at: folder is not None and folder.stop_requested and saved == at.update,
         )
         clock.lap("update")
         parts.engine.load_weights(runtime.full_weights(policy), update)
@@ -109,11 +110,12 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             folder.record(update, metrics)
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
             folder.timing(update, clock.laps)
+        _check_tether(seen, ppo, update)  # before the save: a run that was stopped by an alarm is not resumed behind it
+        if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or folder.stop_requested:
                 folder.save(update, _state(at, policy, optimizer, names, sampling, shuffling))
                 saved = update
             folder.check_stop()
-        _check_tether(seen, ppo, update)
         yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps)
 
 
@@ -257,5 +259,3 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> 
         policy.backbone.save(final, merge=policy.policy_adapter)
         write_card(final, "ppo", cfg, policy.backbone.source, last)
     folder.finish(base=policy.backbone.source, reference=policy.backbone.source)
-
-

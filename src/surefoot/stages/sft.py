@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from surefoot.config import Config
@@ -40,10 +41,12 @@ def prepare(backbone: Backbone, cfg: Config) -> tuple[str | None, list[tuple[str
 
 
 def steps(parts: SFTParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[FitStep]:
-    """Yields after every optimiser step; `loss` is nats a token. Dropout, where the model has any, is on only here."""
-    parts.backbone.model.train()
-    yield from fit(parts.train, parts.parameters, cfg.sft, seed=cfg.seed, validation=parts.validation, folder=folder)
-    parts.backbone.model.eval()
+    """Yields after every optimiser step; `loss` is nats a token. Dropout, where the model has any, is on in these steps alone."""
+    torch.manual_seed(cfg.seed)  # dropout takes no generator; a resumed run gets the state it was saved with
+    try:
+        yield from fit(parts.train, parts.parameters, cfg.sft, seed=cfg.seed, validation=parts.validation, folder=folder)
+    finally:
+        parts.backbone.model.eval()
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
