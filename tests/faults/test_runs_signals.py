@@ -53,15 +53,14 @@ def test_the_second_signal_exits_75_although_no_safe_point_comes(number: int, fo
     assert child.said.endswith("not flushed")  # what was written to stdout is not lost
 
 
-def test_signals_at_random_moments_exit_75_or_find_the_run_done(forks: Any, tmp_path: Path) -> None:
+def test_signals_at_random_moments_exit_75_or_find_the_run_done(forks: Any, tmp_path: Path, appears: Any) -> None:
     chance = random.Random(1)
     forks.run("train", tmp_path / "whole")
     statuses = []
     for number in range(20):
         path = tmp_path / f"run-{number % 4}"
         child = forks.start("train", path, pause=0.005)
-        while not (path / "manifest.json").exists():
-            time.sleep(0.001)
+        appears(path / "manifest.json")
         time.sleep(chance.uniform(0.01, 0.05))
         os.kill(child.pid, chance.choice(SIGNALS))
         statuses.append(child.wait())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -57,16 +58,21 @@ class EvaluateStep:
     best: Answers | None = None
 
 
-def steps(parts: EvaluateParts, cfg: Config) -> Iterator[EvaluateStep]:
-    """Yields a batch of prompts at a time. The same uniform numbers sample both models' answers."""
+def steps(parts: EvaluateParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[EvaluateStep]:
+    """Yields a batch of prompts at a time. The same uniform numbers sample both models' answers. With a folder it heeds signals."""
     total = min(cfg.evaluate.num_prompts, len(parts.prompts))
     size = cfg.rollout.batch_size
     for start in range(0, total, size):
         prompts = parts.prompts.take(range(start, min(start + size, total)), parts.policy.codec.pad_id)
-        after, before = (
-            _answers(parts, prompts, engine.generate(prompts, torch.Generator().manual_seed(cfg.seed * 7919 + start)))
-            for engine in parts.engines
-        )
+        sides = []
+        for engine in parts.engines:
+            if folder is not None:
+                folder.check_stop()
+            chance = torch.Generator().manual_seed(cfg.seed * 7919 + start)
+            sides.append(_answers(parts, prompts, engine.generate(prompts, chance)))
+        after, before = sides
+        if folder is not None:
+            folder.check_stop()
         kl = sequence_kl(parts, prompts, after.completions, cfg.rollout.temperature)
         yield EvaluateStep(start + len(prompts), total, before, after, kl, _best_of_n(parts, prompts, cfg, start))
 
@@ -171,15 +177,14 @@ def summary(rows: list[dict[str, object]], judges: tuple[str, ...], best_of: int
     return out
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_evaluate
 
     parts = build_evaluate(cfg, progress.say, **given)
     folder.restore()  # an interrupted evaluation begins again: it is short, and nothing of it is half written
     progress.start("evaluate", min(cfg.evaluate.num_prompts, len(parts.prompts)), "prompts")
     rows: list[dict[str, object]] = []
-    for step in steps(parts, cfg):
-        folder.check_stop()
+    for step in steps(parts, cfg, folder):
         new = list(result_rows(step))
         rows += new
         folder.samples(step.done, new)

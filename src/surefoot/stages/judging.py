@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from surefoot.errors import RewardError
@@ -10,10 +11,20 @@ Judge = Callable[[Sequence[str]], Sequence[float]]  # whole texts, prompt and an
 
 
 def verdicts(judge: Judge, name: str, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """The judge's number for each prompt with its answer. Raises RewardError where it gives another count."""
-    numbers = [float(x) for x in judge([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])]
+    """The judge's number for each prompt with its answer.
+
+    Raises: RewardError when the judge raises, or gives another count, or something that is not a finite number.
+    """
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    try:
+        numbers = [float(x) for x in judge(texts)]
+    except Exception as error:  # a judge may be anybody's function
+        raise RewardError(f"judge {name} raised {type(error).__name__}: {error}") from error
     if len(numbers) != len(answers):
         raise RewardError(f"judge {name} returned {len(numbers)} numbers for {len(answers)} answers; it must return one each.")
+    for number, text in zip(numbers, texts, strict=True):
+        if not math.isfinite(number):
+            raise RewardError(f"judge {name} returned {number} for {text[:60]!r}; a judgement is a finite number.")
     return numbers
 
 

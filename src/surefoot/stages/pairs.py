@@ -1,4 +1,7 @@
-"""Answers for people to choose between (8.3.5, second stage): a model writes two or more to a prompt, and the store queues them."""
+"""Answers for people to choose between (8.3.5, second stage):
+
+a model writes two or more to a prompt, and the store queues them.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from surefoot.config import Config
 from surefoot.errors import RewardError
-from surefoot.lm.batches import PromptSet
-from surefoot.preferences.store import PreferenceStore
+from surefoot.lm.batches import PromptSet, text_of
+from surefoot.preferences import Choice, PreferenceStore
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State
 from surefoot.types import Completions, Prompts, RolloutEngine
@@ -47,7 +51,10 @@ def total_prompts(parts: PairsParts, cfg: Config) -> int:
 
 
 def steps(parts: PairsParts, cfg: Config, store: PreferenceStore, folder: RunFolder | None = None) -> Iterator[PairsStep]:
-    """Yields a batch of prompts at a time. A batch's chance comes from (seed, first prompt), so a repeated batch is the same one."""
+    """Yields a batch of prompts at a time.
+
+    A batch's chance comes from (seed, first prompt), so a repeated batch is the same one.
+    """
     total, size, done = total_prompts(parts, cfg), cfg.rollout.batch_size, 0
     if folder is not None and (state := folder.restore()) is not None:
         done = int(state.values["done"])
@@ -59,6 +66,8 @@ def steps(parts: PairsParts, cfg: Config, store: PreferenceStore, folder: RunFol
         for k in range(cfg.pairs.num_answers):
             name, engine = parts.engines[k % len(parts.engines)]
             answers.append((name, engine.generate(prompts, generator)))
+            if folder is not None:
+                folder.check_stop()  # nothing of this batch is in the store yet
         with store.batch():  # all of a batch or nothing, so a killed run leaves no half of one
             num_pairs, num_votes = _queue(parts, cfg, store, index, answers)
         step = PairsStep(index.stop, total, prompts, answers, num_pairs, num_votes)
@@ -73,7 +82,11 @@ def _queue(
     parts: PairsParts, cfg: Config, store: PreferenceStore, index: range, answers: list[tuple[str, Completions]]
 ) -> tuple[int, int]:
     num_pairs = num_votes = 0
-    sampling = {"temperature": cfg.rollout.temperature, "top_p": cfg.rollout.top_p, "response_length": cfg.rollout.response_length}
+    sampling = {
+        "temperature": cfg.rollout.temperature,
+        "top_p": cfg.rollout.top_p,
+        "response_length": cfg.rollout.response_length,
+    }
     for row, place in enumerate(index):
         prompt_row = parts.prompts.rows[place]
         prompt = store.add_prompt(prompt_row.prompt)
@@ -88,18 +101,29 @@ def _queue(
             num_pairs += 1
             if parts.annotator is not None:
                 name, annotator = parts.annotator
-                store.vote(pair, _choice(name, annotator(str(prompt_row.prompt), text_a, text_b)), source=f"function:{name}", idempotency_key=f"{name}-{pair}")
+                store.vote(
+                    pair,
+                    _choice(name, annotator, text_of(prompt_row.prompt), text_a, text_b),
+                    source=f"function:{name}",
+                    idempotency_key=f"{name}-{pair}",
+                )
                 num_votes += 1
     return num_pairs, num_votes
 
 
-def _choice(name: str, said: object) -> str:
+def _choice(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> Choice:
+    try:
+        said: object = annotator(prompt, a, b)
+    except Exception as error:  # an annotator may be anybody's function
+        raise RewardError(
+            f"annotator {name} raised {type(error).__name__}: {error}. No vote of this batch of prompts was stored."
+        ) from error
     if said not in ("a", "b", "tie", "both_bad", "skip"):
         raise RewardError(f"annotator {name} returned {said!r}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip'.")
-    return str(said)
+    return said
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_pairs
 
     parts = build_pairs(cfg, progress.say, **given)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -74,13 +76,16 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
     for update in range(at.update + 1, ppo.num_updates + 1):
         clock = _Clock()
         fault_point("rollout", update)
+        may_stop = _never if saved < at.update else partial(_is_stopping, folder)
         num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
         index = parts.prompts.cyclic((update - 1) * num_prompts, num_prompts, cfg.seed)
         prompts = parts.prompts.take([i for i in index for _ in range(ppo.num_samples_per_prompt)], policy.backbone.codec.pad_id)
         completions = parts.engine.generate(prompts, sampling)
         clock.lap("rollout")
+        _check_stop(folder, update)
         scores = parts.reward.score(prompts, completions)
         clock.lap("reward")
+        _check_stop(folder, update)
         running = at.running.seen(scores.value[scores.valid])
         seen = rollout(policy, prompts, completions, scores, ppo, kl_coef=at.kl_coef, running=running)
         clock.lap("evaluate")
@@ -97,8 +102,7 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             kl_coef=at.kl_coef,
             critic_only=update <= ppo.critic_warmup_steps,
             skipped_in_row=at.skipped_in_row,
-            # an update may be broken off only where the state before it can be had again
-            should_stop=lambda saved=saved, at=at: folder is not None and folder.stop_requested and saved == at.update,
+            should_stop=may_stop,
         )
         clock.lap("update")
         parts.engine.load_weights(runtime.full_weights(policy), update)
@@ -117,6 +121,15 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
                 saved = update
             folder.check_stop()
         yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps)
+
+
+def _is_stopping(folder: RunFolder | None) -> bool:
+    return folder is not None and folder.stop_requested
+
+
+def _never() -> bool:
+    """While an update may not be broken off: the state before it is not on the disk."""
+    return False
 
 
 def _moved(at: _Progress, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int, running: RunningDeviation) -> _Progress:
@@ -177,6 +190,12 @@ def _metrics(seen: Rollout, stats: UpdateStats, at: _Progress, cfg: PPOConfig, r
     if cfg.objective == "penalty":
         out["kl/beta"] = at.beta
     return out
+
+
+def _check_stop(folder: RunFolder | None, update: int) -> None:
+    """Heeds a stop in the middle of a rollout, where the state before it can be had again: a rollout may take minutes."""
+    if folder is not None and (update == 1 or folder.has_saved(update - 1)):
+        folder.check_stop()
 
 
 def _check_tether(seen: Rollout, cfg: PPOConfig, update: int) -> None:
@@ -244,7 +263,7 @@ class _Clock:
         self._last = now
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_ppo
 
     parts = build_ppo(cfg, progress.say, **given)

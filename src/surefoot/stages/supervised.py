@@ -23,7 +23,10 @@ MAX_SKIPPED_STEPS = 5  # non-finite steps in a row before the run stops
 
 
 class Task(Protocol):
-    """What is learned. `loss` returns the SUM over its items of what is averaged, and sums of metrics; `weight` what to divide by."""
+    """What is learned.
+
+    `loss` returns the SUM over its items of what is averaged, and sums of metrics; `weight` what to divide by.
+    """
 
     def __len__(self) -> int: ...
 
@@ -89,7 +92,9 @@ def fit(
                     "Lower learning_rate, or look at the data of these steps; the last checkpoint is unharmed."
                 )
         optimizer.zero_grad(set_to_none=True)
-        result = FitStep(step, total, {**metrics, "grad_norm": norm, "lr": cfg.learning_rate * share, "skipped_steps": float(skipped)})
+        result = FitStep(
+            step, total, {**metrics, "grad_norm": norm, "lr": cfg.learning_rate * share, "skipped_steps": float(skipped)}
+        )
         if folder is not None:
             folder.record(step, result.metrics)
             if step % cfg.save_every == 0 or folder.stop_requested:
@@ -104,19 +109,21 @@ def fit(
 def _look(validation: Task | None, step: int, total: int, size: int, folder: RunFolder | None) -> Iterator[FitStep]:
     if validation is None or not len(validation):
         return
-    result = FitStep(step, total, {f"validation/{key}": value for key, value in held_out(validation, size).items()})
+    result = FitStep(step, total, {f"validation/{key}": value for key, value in held_out(validation, size, folder).items()})
     if folder is not None:
         folder.record(step, result.metrics)
     yield result
 
 
 @torch.no_grad()
-def held_out(task: Task, micro_batch_size: int) -> dict[str, float]:
-    """Means of the task's loss and metrics over all its items."""
+def held_out(task: Task, micro_batch_size: int, folder: RunFolder | None = None) -> dict[str, float]:
+    """Means of the task's loss and metrics over all its items. A look changes no state, so it may be broken off anywhere."""
     order = sorted(range(len(task)), key=task.length)
     sums: dict[str, float] = {}
     weight = 0.0
     for start in range(0, len(order), micro_batch_size):
+        if folder is not None:
+            folder.check_stop()
         part = order[start : start + micro_batch_size]
         loss, metrics = task.loss(part)
         weight += task.weight(part)
@@ -139,7 +146,7 @@ def _accumulate(task: Task, items: Sequence[int], weights: Sequence[nn.Parameter
     sums: dict[str, float] = {"loss": 0.0}
     for start in range(0, len(order), size):
         loss, metrics = task.loss(order[start : start + size])
-        (loss / weight).backward()  # type: ignore[no-untyped-call]
+        (loss / weight).backward()
         for key, value in {"loss": loss.item(), **metrics}.items():
             sums[key] = sums.get(key, 0.0) + value
     norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -147,14 +154,20 @@ def _accumulate(task: Task, items: Sequence[int], weights: Sequence[nn.Parameter
 
 
 def _state(
-    step: int, skipped: int, parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, names: Sequence[str]
+    step: int,
+    skipped: int,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
 ) -> State:
     weights = {name: p.detach().clone() for name, p in parameters}
     tensors = {"weights": weights, "optimizer": flatten_optimizer(optimizer, names), "rng": {"torch": torch.get_rng_state()}}
     return State(tensors=tensors, values={"step": step, "skipped": skipped})
 
 
-def _load(state: State, parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+def _load(
+    state: State, parameters: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, names: Sequence[str]
+) -> None:
     with torch.no_grad():
         for name, p in parameters:
             p.copy_(state.tensors["weights"][name])
