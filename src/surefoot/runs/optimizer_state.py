@@ -37,7 +37,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
         tensors, plain = _split({key: value for key, value in group.items() if key != "params"}, f"parameter group {number}")
         result |= {f"#group/{number}/{key}": tensor for key, tensor in tensors.items()}
         groups.append({"names": [next(remaining) for _ in group["params"]], "values": plain})
-    text = json.dumps({"class": type(optimizer).__name__, "groups": groups, "states": states, "shapes": shapes})
+    plain = {"class": type(optimizer).__name__, "groups": groups, "states": states, "shapes": shapes, "tensors": sorted(result)}
+    text = json.dumps(plain)
     result[_PLAIN] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return result
 
@@ -50,9 +51,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
             afresh, and the optimiser is untouched.
     """
     named = _named_parameters(optimizer, names)
-    if _PLAIN not in tensors:
-        raise RunError(f"the saved optimiser state has no entry {_PLAIN!r}: it was not written by flatten_optimizer.")
-    plain = json.loads(bytes(tensors[_PLAIN].tolist()))
+    plain = _read_plain(tensors)
     _check_fit(optimizer, named, plain)
     states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in plain["states"].items()}
     group_tensors: list[dict[str, Tensor]] = [{} for _ in optimizer.param_groups]
@@ -62,8 +61,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
             number, _, field = rest.partition("/")
             group_tensors[int(number)][field] = tensor
         elif key != _PLAIN:
-            if rest not in states:
-                raise RunError(f"the saved optimiser state has {key!r}, and no parameter {rest!r} that has state.")
             states[rest][kind] = _placed(kind, tensor, named[rest], optimizer)
     optimizer.state.clear()
     for name, state in states.items():
@@ -74,6 +71,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
         for field, tensor in extra.items():
             device = group[field].device if isinstance(group.get(field), Tensor) else tensor.device
             group[field] = tensor.clone().to(device)
+
+
+def _read_plain(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        plain = json.loads(bytes(tensors[_PLAIN].tolist()))
+        listed = set(plain["tensors"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunError(
+            f"the saved optimiser state was not written by flatten_optimizer: {_PLAIN!r} is missing or unreadable."
+        ) from error
+    present = set(tensors) - {_PLAIN}
+    if listed != present:
+        lacking, besides = _some(sorted(listed - present)), _some(sorted(present - listed))
+        raise RunError(f"the saved optimiser state lacks {lacking} and has besides {besides}.")
+    result: dict[str, Any] = plain
+    return result
 
 
 def _named_parameters(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
