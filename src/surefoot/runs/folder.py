@@ -290,7 +290,7 @@ class RunFolder:
 
         If the block raises, what stood there stays. The folder's hash goes into the manifest.
         """
-        durable.validate_name(name, "output folder")
+        _own_name(name, "output folder")
         target = self.path / name
         temporary = durable.beside(target, "tmp")
         with durable.explained(
@@ -309,9 +309,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """A small file of the run folder (verdict.json, report.html), replaced whole."""
-        durable.validate_name(name, "file")
-        if name in _TAKEN:
-            raise RunError(f"{name} is a file that the run folder writes itself. Choose another name.")
+        _own_name(name, "file")
         path = self.path / name
         durable.write_atomic(path, text.encode())
         return path
@@ -321,6 +319,12 @@ class RunFolder:
         for log in self._logs.values():
             log.sync()
         self._manifest.update(status="done", reason="", facts=facts)
+
+
+def _own_name(name: str, what: str) -> None:
+    durable.validate_name(name, what)
+    if name in _TAKEN or name.startswith(("checkpoint-", "damaged-")):
+        raise RunError(f"{what} {name} has a name that the run folder writes itself. Choose another name.")
 
 
 def _without_step(row: Mapping[str, Any]) -> Mapping[str, Any]:
