@@ -77,7 +77,8 @@ def _ppo(path: str, tuning: str, **changed: Any) -> None:
         "num_samples_per_prompt": 2,
         "num_ppo_epochs": 2,
         "num_mini_batches": 2,
-        "micro_batch_size": 3,
+        "micro_batch_size": 4,
+        "learning_rate": 0.02,
         "missing_eos_penalty": 0.5,
         **changed,
     }

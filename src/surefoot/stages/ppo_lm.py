@@ -18,7 +18,7 @@ from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import make_optimizer, set_learning_rates, trainable_names
 from surefoot.ppo import next_coefficient, ppo_update
 from surefoot.progress import Progress
-from surefoot.runs import RunFolder, State, flatten_optimizer, restore_optimizer
+from surefoot.runs import RunFolder, State, flatten_optimizer, read_jsonl, restore_optimizer
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.cards import write_card
 from surefoot.stages.judging import Judge, judged
@@ -268,12 +268,11 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
 
     parts = build_ppo(cfg, progress.say, **given)
     progress.start("ppo", cfg.ppo.num_updates, "updates")
-    last: Mapping[str, float] = {}
     for step in steps(parts, cfg, folder):
         tokens = int(step.rollout.batch.mask.sum())
         progress.update(step.update, {**step.metrics, "timing/tokens_per_second": tokens / max(sum(step.seconds.values()), 1e-9)})
-        last = step.metrics
     policy = parts.policy
+    last = read_jsonl(folder.path / "metrics.jsonl")[-1]  # not of the loop: a run resumed after its last update has no step left
     with folder.final() as final:
         policy.backbone.save(final, merge=policy.policy_adapter)
         write_card(final, "ppo", cfg, policy.backbone.source, last)

@@ -1,0 +1,123 @@
+"""R1 for the stages themselves: killed with SIGKILL at any moment and resumed, a stage ends with the bytes of an uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surefoot.preferences.store import PreferenceStore
+from surefoot.runs import hash_file, hash_folder, load_manifest, read_jsonl
+
+STAGES = ("sft", "reward", "pairs", "clip", "penalty")
+TRAINING = ("sft", "reward", "clip", "penalty")
+SITES = {  # in the order in which a run meets them, so that each fires once in a chain of resumed runs
+    "sft": "optimizer:2 checkpoint-files:3 optimizer:4 checkpoint-rename:6 checkpoint-after:6 optimizer:7 checkpoint-after:12 final-rename:12",
+    "reward": "optimizer:1 checkpoint-rename:3 optimizer:5 checkpoint-after:6 checkpoint-files:8 final-rename:8",
+    "pairs": "checkpoint-rename:3 checkpoint-after:6 checkpoint-rename:12 checkpoint-after:15",
+    "clip": "rollout:1 backward:1 checkpoint-files:1 rollout:2 checkpoint-rename:2 backward:3 checkpoint-after:4 final-rename:4",
+    "penalty": "backward:2 checkpoint-files:2 checkpoint-after:2 rollout:3 backward:4 checkpoint-rename:4 final-rename:4",
+}
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """All that must be identical. Of a checkpoint everything but its manifest, which records how many bytes of wall times there are."""
+    assert load_manifest(path)["status"] == "done"
+    newest = max(path.glob("checkpoint-*"), key=lambda folder: int(folder.name.partition("-")[2]))
+    files = [path / "metrics.jsonl", path / "samples.jsonl", *newest.glob("*.safetensors"), newest / "values.json"]
+    found = {file.relative_to(path).as_posix(): hash_file(file) for file in files}
+    if (path / "final").exists():
+        found["final"] = hash_folder(path / "final")
+    if (path / "preferences.db").exists():
+        with PreferenceStore.open(path / "preferences.db") as store:
+            found["votes"] = store.digest()
+    return found
+
+
+@pytest.fixture(scope="session")
+def whole(stages: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, str], float, Path]]:
+    """`whole(stage)`: the fingerprint of an uninterrupted run, the seconds it took, and its folder; each run once."""
+    known: dict[str, tuple[dict[str, str], float, Path]] = {}
+
+    def run(stage: str) -> tuple[dict[str, str], float, Path]:
+        if stage not in known:
+            path = tmp_path_factory.mktemp("whole") / stage
+            began = time.monotonic()
+            status, said = stages.run(stage, path)
+            assert status == 0, said
+            known[stage] = fingerprint(path), time.monotonic() - began, path
+        return known[stage]
+
+    return run
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_seed_gives_the_same_bytes_and_what_was_made_is_among_them(
+    stage: str, stages: Any, whole: Any, tmp_path: Path
+) -> None:
+    expected, _, _ = whole(stage)
+    assert stages.run(stage, tmp_path / "again")[0] == 0
+    assert fingerprint(tmp_path / "again") == expected
+    made = {"final", "samples.jsonl"} if stage in TRAINING else {"votes"}
+    assert made <= set(expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_every_named_site_in_turn_a_stage_ends_with_the_bytes_of_a_whole_run(
+    stage: str, stages: Any, whole: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    for site in SITES[stage].split():
+        status, said = stages.run(stage, path, fault=f"{site}:kill")
+        assert status == -signal.SIGKILL, f"{site} was not met: {said}"
+    status, said = stages.run(stage, path)
+    assert status == 0, said
+    assert fingerprint(path) == whole(stage)[0]
+    assert [entry.name for entry in path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_a_checkpoint_at_the_very_end_of_an_epoch_resumes_with_the_first_batch_of_the_next(
+    stages: Any, whole: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    assert stages.run("sft", path, fault="checkpoint-after:6:kill")[0] == -signal.SIGKILL
+    assert len(read_jsonl(path / "metrics.jsonl")) == 7  # the look before training, and 6 steps of 4 of the 24 rows: one epoch
+    assert stages.run("sft", path)[0] == 0
+    assert fingerprint(path) == whole("sft")[0]
+
+
+def kill_at_random(stages: Any, stage: str, folder: Path, expected: dict[str, str], seconds: float, kills: int) -> None:
+    """Starts the stage, kills it, and again, until `kills` are spent; whenever a run comes to its end it is compared."""
+    chance, spent, number = random.Random(stage), 0, 0
+    while spent < kills:
+        path = folder / f"run-{number}"
+        child = stages.start(stage, path)
+        time.sleep(chance.uniform(0.0, seconds))
+        os.kill(child.pid, signal.SIGKILL)
+        status = child.wait()
+        assert status in (0, -signal.SIGKILL), child.said
+        if status == 0:
+            assert fingerprint(path) == expected
+            number += 1
+        spent += status != 0
+    assert stages.run(stage, folder / f"run-{number}")[0] == 0
+    assert fingerprint(folder / f"run-{number}") == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_20_kills_at_random_moments_change_no_byte(stage: str, stages: Any, whole: Any, tmp_path: Path) -> None:
+    expected, seconds, _ = whole(stage)
+    kill_at_random(stages, stage, tmp_path, expected, 0.8 * seconds, kills=20)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
+def test_100_kills_at_random_moments_change_no_byte(stage: str, stages: Any, whole: Any, tmp_path: Path) -> None:
+    expected, seconds, _ = whole(stage)
+    kill_at_random(stages, stage, tmp_path, expected, 0.8 * seconds, kills=100)
