@@ -1,8 +1,8 @@
 """The Python face: what the verbs do, from a notebook, with the same objects and the same settings.
 
-A run is iterable: each step yields what it did, so one can look, stop and go on. `settings` are the names of the configuration file:
-`{"ppo.kl_coef": 0.1, "rollout.response_length": 24}`. With `out` a run has a folder: it saves, resumes, and can be reported on;
-without, nothing is written until `save`.
+A run is iterable: each step yields what it did, so one can look, stop and go on. `settings` are the names of the configuration
+file: `{"ppo.kl_coef": 0.1, "rollout.response_length": 24}`. With `out` a run has a folder: it saves, resumes, and can be
+reported on; without, nothing is written until `save`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ Settings = Mapping[str, Any]
 def configuration(verb: str, model: Any, settings: Settings | None) -> Config:
     """A Config of `verb` from dotted names. A model by name goes into model.name; objects already loaded are given to the run."""
     named = {"model.name": model} if isinstance(model, (str, Path)) else {}
-    words = [f"--{key}={json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in {**named, **(settings or {})}.items()]
+    words = [
+        f"--{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+        for key, value in {**named, **(settings or {})}.items()
+    ]
     return load_config(None, words, verb=verb)
 
 
@@ -43,7 +46,8 @@ def _loaded(model: Any, cfg: Config) -> Any:
 
 
 class SFTRun:
-    """Supervised fine-tuning. `model` is a name, a Backbone, or (transformers model, tokenizer); `train` rows, a file or a hub name.
+    """Supervised fine-tuning. `model` is a name, a Backbone, or (transformers model, tokenizer); `train` rows, a file or a hub
+    name.
 
     >>> sft = SFTRun("embedded", train=[{"prompt": "The film", "completion": " was a joy."}]).fit()  # doctest: +SKIP
     >>> sft.save("sft")  # doctest: +SKIP
@@ -97,7 +101,9 @@ class RewardRun:
     ) -> None:
         self.config = configuration("reward", model, settings)
         given = _loaded(model, self.config)
-        self.parts = build_reward(self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation)
+        self.parts = build_reward(
+            self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation
+        )
         self._steps = _stepped(out, "reward", self.config, lambda folder: reward.steps(self.parts, self.config, folder))
 
     def __iter__(self) -> Iterator[FitStep]:
@@ -129,7 +135,8 @@ class RewardRun:
 
 
 class PPORun:
-    """PPO on prompts against a reward: a callable `reward(prompts, completions, **columns)`, a RewardRun, a folder, module:function.
+    """PPO on prompts against a reward: a callable `reward(prompts, completions, **columns)`, a RewardRun, a folder,
+    module:function.
 
     >>> run = PPORun("embedded", prompts=["The film"], reward=lambda prompts, completions: [float(len(c)) for c in completions])
     ... # doctest: +SKIP

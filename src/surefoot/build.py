@@ -11,11 +11,11 @@ from typing import Any
 
 from surefoot.config import Config, ModelConfig
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
-from surefoot.errors import ConfigError, EngineError
+from surefoot.errors import ConfigError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.preferences.store import PreferenceStore
 from surefoot.rewards.function import FunctionReward, load_function
@@ -23,7 +23,7 @@ from surefoot.rewards.model import load_reward_model
 from surefoot.rollout.local import LocalEngine
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
-from surefoot.stages.pairs import PairsParts
+from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts
 from surefoot.stages.reward import Features, RankingTask, RewardParts
 from surefoot.stages.sft import SFTParts, prepare
@@ -58,6 +58,8 @@ def build_sft(cfg: Config, say: Say, *, model: Any = None, train: Rows | None = 
     backbone = backbone_of(model, cfg.model)
     data = dataset(train if train is not None else cfg.data.train, "completions", "data.train", say)
     held_out = validation if validation is not None else cfg.data.validation
+    kept: Sequence[CompletionRow]
+    left: Sequence[CompletionRow]
     if held_out is None:
         kept, left = split_by_prompt(data.rows, cfg.data.validation_share, cfg.seed)
     else:
@@ -80,6 +82,8 @@ def build_reward(
         backbone.model.get_decoder().requires_grad_(True)
     rows = _preferences(cfg, train, say)
     held_out = validation if validation is not None else cfg.data.validation
+    kept: Sequence[PreferenceRow]
+    left: Sequence[PreferenceRow]
     if held_out is None:
         kept, left = split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
     else:
@@ -175,6 +179,7 @@ def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator
     for other in backbones[1:]:
         _same_tokens(backbones[0], other, "pairs.models")
     chosen = prompts_of(cfg, backbones[0], prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
+    votes: tuple[str, Annotator] | None
     if annotator is not None:
         votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
     else:
@@ -206,14 +211,13 @@ def engine_of(cfg: Config, backbone: Backbone, adapter: str | None) -> RolloutEn
     match cfg.rollout.engine:
         case "local":
             return LocalEngine(backbone, cfg.rollout, adapter=adapter)
-        case "vllm":
-            raise EngineError('rollout.engine = "vllm" has no client in this version. Set rollout.engine = "local".')
 
 
 def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardSource:
     """A callable as it is, a source as it is, `module:function`, or a reward-model folder."""
     if given is not None:
-        return given if isinstance(getattr(type(given), "score", None), Callable) else FunctionReward(given)  # type: ignore[arg-type, return-value]
+        source_given: RewardSource = given if callable(getattr(given, "score", None)) else FunctionReward(given)
+        return source_given
     source = cfg.reward_source.source
     if source is None:
         raise ConfigError("reward_source.source is not set. Name a reward-model folder (runs/reward/final) or module:function.")

@@ -125,7 +125,7 @@ class RewardConfig(OptimizerConfig):
 
 
 class RolloutConfig(Section):
-    engine: Literal["local", "vllm"] = "local"
+    engine: Literal["local"] = Field("local", description="local: in this process, with the policy's own weights")
     temperature: PositiveFloat = Field(1.0, description="divides old, new and reference logits alike")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="below 1 the importance ratio is biased; warned about")
     top_k: ZeroOrMoreInt = Field(0, description="0: off; otherwise the importance ratio is biased; warned about")
@@ -231,9 +231,9 @@ class PPOConfig(OptimizerConfig):
         )
         if self.kl_direction == "sft_policy" and (self.kl_in, self.kl_estimator) != ("loss", "exact"):
             raise ValueError(
-                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: KL(SFT || policy) "
-                "is an expectation under the SFT model, which the policy's samples cannot estimate, and it is no cost of an action. "
-                f"{allowed}"
+                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: "
+                "KL(SFT || policy) is an expectation under the SFT model, which the policy's samples cannot estimate, "
+                f"and it is no cost of an action. {allowed}"
             )
         if self.kl_in == "loss" and self.kl_direction == "policy_sft" and self.kl_estimator in ("k1", "k3"):
             why = {
@@ -298,7 +298,7 @@ class Config(Section):
     def _check_critic(self) -> Self:
         if self.model.tuning == "full" and self.ppo.critic == "adapter":
             raise ValueError(
-                'ppo.critic = "adapter" with model.tuning = "full": the adapter would sit on weights that the policy moves, and its '
-                'loss would move the policy. Use ppo.critic = "detached", "shared" or "model".'
+                'ppo.critic = "adapter" with model.tuning = "full": the adapter would sit on weights that the policy moves, '
+                'and its loss would move the policy. Use ppo.critic = "detached", "shared" or "model".'
             )
         return self

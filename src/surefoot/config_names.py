@@ -110,28 +110,23 @@ def fields() -> dict[str, FieldInfo]:
     return found | {f"{name}.{key}": info for name, kind in known.items() for key, info in kind.model_fields.items()}
 
 
-def nearest(name: str, read: Sequence[str], others: Sequence[str] = ()) -> str:
+def nearest(name: str, read: Sequence[str]) -> str:
     """A question that leads from an unknown name to known ones, or "" when nothing is near.
 
-    In this order: what another system calls so; the same setting in another section (those in `read` first); similar spelling,
-    among `others` too, which are further names that were allowed at the same place.
+    In this order: what another system calls so; the same setting in another section; a similar setting; a similar section. Of
+    several settings of one name, those in the section that was written are meant, else those in the sections of `read`.
     """
     known = list(fields())
-    key = name.rpartition(".")[2]
-    candidates = [OTHER_NAMES[key]] if key in OTHER_NAMES else [key]
-    if candidates[0] in known or candidates[0] in sections():
-        return _ask(candidates)
-    same = [full for full in known if full.rpartition(".")[2] == candidates[0]]
-    if same:
-        return _ask([full for full in same if full.partition(".")[0] in read] or same)
-    if close := difflib.get_close_matches(name, [*known, *sections(), *others], n=1, cutoff=0.75):
-        return _ask(close)
-    ends = {full.rpartition(".")[2] for full in known}
-    if close := difflib.get_close_matches(key, sorted(ends), n=1, cutoff=0.7):
+    home, _, key = name.rpartition(".")
+    key = OTHER_NAMES.get(key, key)
+    if key in known:
+        return _ask([key])
+    ends = sorted({full.rpartition(".")[2] for full in known})
+    if close := difflib.get_close_matches(key, ends, n=1, cutoff=0.75):
         same = [full for full in known if full.rpartition(".")[2] == close[0]]
-        at_home = [full for full in same if full.rpartition(".")[0] == name.rpartition(".")[0]]
+        at_home = [full for full in same if full.rpartition(".")[0] == home]
         return _ask(at_home or [full for full in same if full.partition(".")[0] in read] or same)
-    return ""
+    return _ask(close) if (close := difflib.get_close_matches(name, sections(), n=1, cutoff=0.7)) else ""
 
 
 def _ask(names: Sequence[str]) -> str:

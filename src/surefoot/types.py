@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -107,18 +106,20 @@ class PPOBatch:
         return self.mask.shape[0]
 
     def __getitem__(self, rows: Tensor) -> PPOBatch:
-        return PPOBatch(**{f.name: None if (value := getattr(self, f.name)) is None else value[rows] for f in fields(self)})
+        values: list[Any] = [getattr(self, f.name) for f in fields(self)]
+        parts: list[Any] = [None if value is None else value[rows] for value in values]
+        return PPOBatch(*parts)
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
     """What one `ppo_update` did. Means are over valid steps of all minibatches unless said otherwise; KLs in nats a step.
 
-    `approx_kl` is the mean over the update, `kl_after` KL(old || new) after the last step. `clip_fraction` counts steps where the
-    clip cuts the gradient; `outside_fraction` those with |ratio - 1| > epsilon. `grad_norm` is before clipping,
-    `grad_norm_clipped` after. `kl_tether` is the tether's mean KL where it stands in the loss, else 0. `skipped` counts steps that
-    the finite guard refused, `skip_reason` says why ("" when none), `skipped_in_row` counts those at the end of the update: hand it to
-    the next one.
+    `approx_kl` is the mean over the update, `kl_after` KL(old || new) after the last step. `clip_fraction` counts steps where
+    the clip cuts the gradient; `outside_fraction` those with |ratio - 1| > epsilon. `grad_norm` is before clipping,
+    `grad_norm_clipped` after. `kl_tether` is the tether's mean KL where it stands in the loss, else 0. `skipped` counts steps
+    that the finite guard refused, `skip_reason` says why ("" when none), `skipped_in_row` counts those at the end of the update:
+    hand it to the next one.
     """
 
     loss_policy: float
@@ -157,7 +158,10 @@ class ActorCritic(Protocol):
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
     def named_policy_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        """What the policy's loss trains, a shared trunk included. With the critic's it covers every trainable weight, each once."""
+        """What the policy's loss trains, a shared trunk included.
+
+        With the critic's it covers every trainable weight, each once.
+        """
         ...
 
     def named_critic_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:

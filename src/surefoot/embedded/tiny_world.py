@@ -1,4 +1,4 @@
-"""A small made-up language of reviews, with raters: the `tiny` preset's sentences, ratings and gold judge, all drawn from a seed."""
+"""A small made-up language of reviews, with raters: sentences, ratings and gold judge of the `tiny` preset, all from a seed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 
 SUBJECTS = (
-    "film plot cast score pace script scene ending hero villain music humor camera lighting dialog story acting opening sequel drama trailer "
-    "setting montage costume"
-).split()
-VERBS = "was seemed felt looked stayed became".split()
-ADVERBS = "truly rather very quite so".split()
+    *("film", "plot", "cast", "score", "pace", "script", "scene", "ending", "hero", "villain", "music", "humor", "camera"),
+    *("lighting", "dialog", "story", "acting", "opening", "sequel", "drama", "trailer", "setting", "montage", "costume"),
+)
+VERBS = ["was", "seemed", "felt", "looked", "stayed", "became"]
+ADVERBS = ["truly", "rather", "very", "quite", "so"]
 VALENCE = {
     "superb": 3.5, "lovely": 3.0, "bright": 2.0, "moving": 2.5, "good": 1.5, "fine": 1.0, "plain": 0.0, "long": -0.5, "odd": -0.5,
     "flat": -1.5, "dull": -2.0, "weak": -2.0, "bad": -2.5, "awful": -3.5,

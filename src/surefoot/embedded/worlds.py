@@ -1,4 +1,7 @@
-"""The demo's data: sentences, ratings as votes, prompts and judges. Real ones, and a small made-up world for the `tiny` preset."""
+"""The demo's data:
+
+sentences, ratings as votes, prompts and judges. Real ones, and a small made-up world for the `tiny` preset.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from surefoot.embedded.named_judges import named_judge
 
 Rows = list[dict[str, Any]]
 PROMPT_WORDS = 3
+PAIRS_PER_SENTENCE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,15 @@ class DemoWorld:
 
 
 def real_world(seed: int) -> DemoWorld:
-    """Review sentences rated by people (DESIGN: the embedded default). `seed` draws which person's rating stands for a sentence."""
+    """Review sentences rated by people (DESIGN:
+
+    the embedded default). `seed` draws which person's rating stands for a sentence.
+    """
     from surefoot.embedded.ratings import load_ratings
     from surefoot.embedded.splits import eval_prompts, ppo_prompts, rating_pairs, sft_sentences
 
     ratings = load_ratings()
-    pairs = rating_pairs(ratings, seed=seed)
+    pairs = rating_pairs(ratings, seed=seed, pairs_per_sentence=PAIRS_PER_SENTENCE)
     return DemoWorld(
         sentences=[opened(text) for text in sft_sentences(ratings)],
         votes=[_vote(pair) for pair in pairs.train],

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -27,9 +28,17 @@ def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
     With fewer blocks the backward pass ends at the first of them.
     """
     if adapter_parameters(model, name):
-        raise ModelError(f"this model carries an adapter {name!r} already. Give each run a model of its own (for example run.model).")
+        raise ModelError(
+            f"this model carries an adapter {name!r} already. Give each run a model of its own (for example run.model)."
+        )
     targets = "all-linear" if cfg.lora_layers is None else _linear_names(model, cfg.lora_layers)
-    config = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=cfg.lora_rank,
+        lora_alpha=cfg.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank: any number will do
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second adapter: several on one backbone are the design
         torch.manual_seed(seed)
@@ -47,7 +56,9 @@ def _linear_names(model: Any, num_blocks: int) -> list[str]:
     lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList) and len(m) == total]
     if len(lists) != 1:
         raise ModelError(f"{type(model).__name__} has no single list of {total} blocks. Leave model.lora_layers unset.")
-    wanted = {id(m) for block in list(lists[0])[total - num_blocks :] for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))}
+    wanted = {
+        id(m) for block in list(lists[0])[total - num_blocks :] for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))
+    }
     return [name for name, module in model.named_modules() if id(module) in wanted]
 
 
@@ -64,7 +75,9 @@ def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
 def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Runs the block with adapter `name` on, all others off; None runs the bare backbone."""
     layers = [layer for _, layer in _lora_layers(model)]
-    flags = [(p, p.requires_grad) for layer in layers for key in layer.adapter_layer_names for p in getattr(layer, key).parameters()]
+    flags = [
+        (p, p.requires_grad) for layer in layers for key in layer.adapter_layer_names for p in getattr(layer, key).parameters()
+    ]
     for layer in layers:
         if name is not None and name in layer.lora_A:
             layer.set_adapter([name])
@@ -80,7 +93,11 @@ def plain_state_dict(model: nn.Module, merge: str | None = None) -> dict[str, Te
     """The backbone's weights under their plain names, with adapter `merge` added in: W + (alpha / rank) B A."""
     deltas = {}
     if merge is not None:
-        deltas = {f"{key}.weight": layer.get_delta_weight(merge) for key, layer in _lora_layers(model) if merge in layer.lora_A}
+        deltas = {
+            f"{key}.weight": layer.get_delta_weight(merge)
+            for key, layer in _lora_layers(model)
+            if isinstance(layer, LoraLinear) and merge in layer.lora_A
+        }
     plain = {}
     for key, tensor in model.state_dict().items():
         if ".lora_" in key:

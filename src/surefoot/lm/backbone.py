@@ -113,9 +113,9 @@ def save_weights(kind: type, config: Any, weights: dict[str, Tensor], folder: Pa
     plain.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
 
 
-def cut_trunk(decoder: nn.Module, layer: int) -> nn.Module:
+def cut_trunk(decoder: Any, layer: int) -> Any:
     """The decoder up to and including block `layer`, with its final norm; the blocks are shared, not copied."""
-    total = int(decoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    total = int(decoder.config.num_hidden_layers)
     if not 1 <= layer <= total:
         raise ModelError(f"reward.layer = {layer} does not exist. The model has layers 1 to {total}.")
     names = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == total]
@@ -123,7 +123,7 @@ def cut_trunk(decoder: nn.Module, layer: int) -> nn.Module:
         raise ModelError(f"{type(decoder).__name__} has no single list of {total} blocks to cut. Leave reward.layer unset.")
     trunk = copy.copy(decoder)
     trunk._modules = dict(decoder._modules)
-    trunk._modules[names[0]] = nn.ModuleList(list(decoder._modules[names[0]])[:layer])  # type: ignore[arg-type]
+    trunk._modules[names[0]] = nn.ModuleList(list(decoder._modules[names[0]])[:layer])
     trunk.config = cut_config(decoder.config, layer)
     return trunk
 
@@ -195,8 +195,8 @@ def _check_head(backbone: Backbone) -> None:
     gap, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     if ours.shape != theirs.shape or gap > 0.02 * max(size, 1.0):
         raise ModelError(
-            f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap or a "
-            f"scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
+            f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap or "
+            f"a scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
         )
 
 

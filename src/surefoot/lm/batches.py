@@ -79,7 +79,8 @@ def prompt_set(
     if not kept:
         raise DataError(
             f"no prompt is left: all {len(rows)} have more than {room} tokens (context {codec.context} less "
-            f"rollout.response_length {response_length}). Shorten them, lower rollout.response_length, or set data.long_prompts = cut_left."
+            f"rollout.response_length {response_length}). Shorten them, lower rollout.response_length, "
+            "or set data.long_prompts = cut_left."
         )
     return PromptSet(tuple(tuple(encoded[i]) for i in kept), tuple(rows[i] for i in kept), num_long)
 

@@ -93,7 +93,7 @@ class _FrozenHeadLogp(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (jacobian,) = ctx.saved_tensors
         return (upstream[0][:, None] * jacobian).to(ctx.dtype), None, None
 

@@ -155,7 +155,7 @@ class RewardScorer(nn.Module):
 
     def trainable(self, method: Literal["head", "adapter", "full"]) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of what `method` trains: the head; with its adapter; with every weight of the trunk."""
-        named = [("score.weight", self.score.weight)]
+        named: list[tuple[str, nn.Parameter]] = [(f"score.{name}", p) for name, p in self.score.named_parameters()]
         if method == "adapter" and self.adapter is not None:
             named += adapter_parameters(self.backbone.model, self.adapter)
         if method == "full":

@@ -1,4 +1,7 @@
-"""A tiny language model made on the spot: for tests, and for `demo --preset tiny`. Random weights, a byte-level BPE of its own."""
+"""A tiny language model made on the spot:
+
+for tests, and for `demo --preset tiny`. Random weights, a byte-level BPE of its own.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def tiny_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     pad, bos, eos = SPECIAL
@@ -63,7 +69,9 @@ def tiny_model_folder() -> Path:
     """The folder of the tiny model, made at first use in the cache (SUREFOOT_CACHE, or XDG_CACHE_HOME/surefoot)."""
     from surefoot.embedded.tiny_world import vocabulary_texts
 
-    cache = Path(os.environ.get("SUREFOOT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot")
+    cache = Path(
+        os.environ.get("SUREFOOT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
+    )
     folder = cache / "tiny-1"
     if folder.exists():
         return folder

@@ -1,7 +1,8 @@
 """Token rows: padding, stop rules, chat templates, and THE one shift between tokens and the states that chose them.
 
-Sampled ids are the ids that are trained: nothing here decodes and encodes again. Prompts are padded on the left while sampling (so
-that all rows append at one column) and moved to the left edge for evaluation, where causal attention then needs no mask at all.
+Sampled ids are the ids that are trained: nothing here decodes and encodes again. Prompts are padded on the left while sampling
+(so that all rows append at one column) and moved to the left edge for evaluation, where causal attention then needs no mask at
+all.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def states_before(
 ) -> Float[Tensor, "B T_plus_1 D"]:
     """THE one shift: the state that chose response token t stands at position prompt_length + t - 1 of the joined row.
 
-    Returns the states before tokens 0..T-1 and, last, the state after token T-1, so `[:, :-1]` pairs with log-probs and values, `[:, 1:]`
-    with next values. Beyond a row's end the last column is repeated; the mask hides it.
+    Returns the states before tokens 0..T-1 and, last, the state after token T-1, so `[:, :-1]` pairs with log-probs and values,
+    `[:, 1:]` with next values. Beyond a row's end the last column is repeated; the mask hides it.
     """
     position = prompt_lengths[:, None] - 1 + torch.arange(num_tokens + 1, device=hidden.device)
     position = position.clamp(max=hidden.shape[1] - 1)
@@ -101,23 +102,31 @@ class Codec:
         chat = self.template == "chat" or (self.template == "auto" and not isinstance(prompt, str))
         if not chat:
             if not isinstance(prompt, str):
-                raise DataError('model.template = "plain" cannot render a list of messages. Use model.template = "chat" or string prompts.')
+                raise DataError(
+                    'model.template = "plain" cannot render a list of messages. Use model.template = "chat" or string prompts.'
+                )
             return prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if not self.tokenizer.chat_template:
-            raise DataError("the tokenizer has no chat template, and the prompts are messages. Use string prompts, or a chat model.")
+            raise DataError(
+                "the tokenizer has no chat template, and the prompts are messages. Use string prompts, or a chat model."
+            )
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """Ids of a prompt. A template that writes BOS itself is not given a second one; an empty prompt becomes BOS."""
         text = self.render(prompt)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        begins = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]  # what the tokenizer itself puts in front, if anything
+        begins = self.tokenizer("", add_special_tokens=True)["input_ids"][
+            :1
+        ]  # what the tokenizer itself puts in front, if anything
         if begins and begins[0] == self.bos_id and ids[:1] != begins:
             ids = begins + ids
         if not ids:
             if self.bos_id is None:
-                raise DataError("a prompt is empty and the tokenizer has no BOS token to begin from. Give every prompt at least one word.")
+                raise DataError(
+                    "a prompt is empty and the tokenizer has no BOS token to begin from. Give every prompt at least one word."
+                )
             ids = [self.bos_id]
         return ids
 

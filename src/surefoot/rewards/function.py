@@ -1,7 +1,7 @@
 """Any Python function as reward: `reward(prompts, completions, **columns) -> list[float]`.
 
-`prompts` and `completions` are lists of text; `columns` are the data set's further fields, each a list; a function receives those it
-names, or all with **. None in place of a number says that an answer cannot be scored: its row is masked.
+`prompts` and `completions` are lists of text; `columns` are the data set's further fields, each a list; a function receives
+those it names, or all with **. None in place of a number says that an answer cannot be scored: its row is masked.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ class FunctionReward:
     """Calls `function` on a batch and checks what it returns."""
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
-        self.function, self.name = function, name or getattr(function, "__name__", type(function).__name__)
+        self.function = function
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         parameters = inspect.signature(function).parameters.values()
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self._named = {p.name for p in parameters}
 
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        """Scores a batch. Raises RewardError when the function raises, or returns anything but one finite number or None an answer."""
+        """Scores a batch.
+
+        Raises RewardError when the function raises, or returns anything but one finite number or None an answer.
+        """
         columns = {key: list(column) for key, column in prompts.columns.items() if self._takes_all or key in self._named}
         try:
             returned = self.function(list(prompts.text), list(completions.text), **columns)
@@ -44,19 +48,27 @@ class FunctionReward:
         return Scores(value=value, parts={self.name: value}, valid=valid)
 
     def _checked(self, returned: Any, answers: Sequence[str]) -> list[float | None]:
-        if isinstance(returned, (str, bytes)) or not isinstance(returned, (Sequence, torch.Tensor)) and not _is_array(returned):
-            raise RewardError(f"reward function {self.name} returned {_shown(returned)}; it must return a list of {len(answers)} numbers.")
+        if isinstance(returned, (str, bytes)) or (not isinstance(returned, (Sequence, torch.Tensor)) and not _is_array(returned)):
+            raise RewardError(
+                f"reward function {self.name} returned {_shown(returned)}; it must return a list of {len(answers)} numbers."
+            )
         rows = returned.tolist() if isinstance(returned, torch.Tensor) or _is_array(returned) else list(returned)
         if len(rows) != len(answers):
-            raise RewardError(f"reward function {self.name} returned {len(rows)} numbers for {len(answers)} answers; it must return one each.")
+            raise RewardError(
+                f"reward function {self.name} returned {len(rows)} numbers for {len(answers)} answers; it must return one each."
+            )
         return [None if row is None else self._number(row, i, answers[i]) for i, row in enumerate(rows)]
 
     def _number(self, row: Any, index: int, answer: str) -> float:
-        if isinstance(row, (str, bytes)) or not isinstance(row, (int, float)) and not _is_scalar(row):
-            raise RewardError(f"reward function {self.name} returned {_shown(row)} for answer {index}; a score is a number (or None).")
+        if isinstance(row, (str, bytes)) or (not isinstance(row, (int, float)) and not _is_scalar(row)):
+            raise RewardError(
+                f"reward function {self.name} returned {_shown(row)} for answer {index}; a score is a number (or None)."
+            )
         number = float(row)
         if not math.isfinite(number):
-            raise RewardError(f"reward function {self.name} returned {number} for answer {index} ({answer[:60]!r}); a score is finite (or None).")
+            raise RewardError(
+                f"reward function {self.name} returned {number} for answer {index} ({answer[:60]!r}); a score is finite, or None."
+            )
         return number
 
 
@@ -70,7 +82,9 @@ def load_function(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"{name!r}: module {module_name!r} cannot be imported: {error}. Run from the folder that holds it.") from error
+        raise ConfigError(
+            f"{name!r}: module {module_name!r} cannot be imported: {error}. Run from the folder that holds it."
+        ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         known = ", ".join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or "none"
@@ -83,7 +97,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    return (isinstance(value, torch.Tensor) or type(value).__module__.partition(".")[0] == "numpy") and getattr(value, "ndim", 1) == 0
+    return (isinstance(value, torch.Tensor) or type(value).__module__.partition(".")[0] == "numpy") and getattr(
+        value, "ndim", 1
+    ) == 0
 
 
 def _shown(value: Any) -> str:

@@ -1,9 +1,8 @@
 """Reward models as sources: on the policy's own backbone, or loaded beside it.
 
 A folder holds what AutoModelForSequenceClassification loads, and `reward.json`: the layer, how it was trained, the fingerprint of
-the backbone it was trained on, and the mean and deviation that turn raw scores into units. With the same backbone under an adapter
-only the head is read, and no second copy of the weights is loaded. Another tokenizer means another reading: then the model reads
-text.
+the backbone it was trained on, and the mean and deviation that turn raw scores into units. With the same backbone under an
+adapter only the head is read, and no second copy of the weights is loaded. With another tokenizer the model reads text.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from surefoot.errors import ModelError
-from surefoot.lm.backbone import Backbone, cut_config, plain_state_dict, save_weights
+from surefoot.lm.adapters import plain_state_dict
+from surefoot.lm.backbone import Backbone, cut_config, save_weights
 from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tokens import Codec, pad_right, reward_row
 from surefoot.types import Completions, Prompts, Scores

@@ -1,7 +1,7 @@
 """Sampling in this process, with the policy's own weights and a KV cache.
 
-Every row draws from its own column of uniform numbers, so an answer does not depend on which other rows are decoded with it. A row that
-ended leaves the batch at once.
+Every row draws from its own column of uniform numbers, so an answer does not depend on which other rows are decoded with it. A
+row that ended leaves the batch at once.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class LocalEngine:
         longest, context = int(prompts.mask.sum(1).max()), self.backbone.codec.context
         if longest + self.cfg.response_length > context:
             raise ConfigError(
-                f"rollout.response_length = {self.cfg.response_length} after a prompt of {longest} tokens passes the model's context of {context}. "
-                f"Use at most {max(context - longest, 0)}, or shorter prompts."
+                f"rollout.response_length = {self.cfg.response_length} after a prompt of {longest} tokens passes the model's "
+                f"context of {context}. Use at most {max(context - longest, 0)}, or shorter prompts."
             )
 
 

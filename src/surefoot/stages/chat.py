@@ -22,12 +22,14 @@ def model_of(name: str) -> str:
 
 
 def run(model: str, cfg: Config) -> None:
-    """Reads lines until an empty one or the end of input; a model with a chat template keeps the conversation, a plain one continues text."""
+    """Reads lines until an empty one or the end of input. A chat keeps the conversation; otherwise text is continued."""
     backbone = load_backbone(cfg.model.model_copy(update={"name": model_of(model)}))
     chat = cfg.model.template != "plain" and bool(backbone.codec.tokenizer.chat_template) and cfg.model.template == "chat"
     engine = LocalEngine(backbone, cfg.rollout, adapter=None)
     generator = torch.Generator().manual_seed(cfg.seed)
-    print(f"{model_of(model)}: {'a chat' if chat else 'text to continue; --model.template chat for a chat'}. An empty line ends it.")
+    print(
+        f"{model_of(model)}: {'a chat' if chat else 'text to continue; --model.template chat for a chat'}. An empty line ends it."
+    )
     said: list[dict[str, str]] = []
     while line := _line():
         said.append({"role": "user", "content": line})

@@ -21,7 +21,8 @@ from surefoot.progress import Progress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import evaluate, ppo_lm, reward, sft
 
-BEST_OF = 8
+BEST_OF = 4
+NUM_SENTENCES = 1_200  # more than SFT reads, with a tenth held out
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
@@ -31,8 +32,13 @@ def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
     root = folder.path
     digest = store_votes(root / "preferences.db", world.votes)
     stages: list[tuple[str, Callable[..., None], Config, Mapping[str, Any]]] = [
-        ("sft", sft.run, _sft_config(cfg, tiny), {"train": world.sentences}),
-        ("reward", reward.run, _on(cfg, root / "sft/final", "reward", store=str(root / "preferences.db")), {"validation": _rows(world)}),
+        ("sft", sft.run, _sft_config(cfg, tiny), {"train": world.sentences[:NUM_SENTENCES]}),
+        (
+            "reward",
+            reward.run,
+            _on(cfg, root / "sft/final", "reward", store=str(root / "preferences.db")),
+            {"validation": _rows(world)},
+        ),
         ("ppo", ppo_lm.run, _ppo_config(cfg, root), {"prompts": world.ppo_prompts, "judges": world.judges}),
         ("evaluate", evaluate.run, _evaluate_config(cfg, root), {"prompts": world.eval_prompts, "judges": world.judges}),
     ]
@@ -48,7 +54,9 @@ def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
     progress.say(f"report: {report}")
 
 
-def _run_stage(folder: RunFolder, name: str, stage: Callable[..., None], cfg: Config, given: Mapping[str, Any], progress: Progress) -> None:
+def _run_stage(
+    folder: RunFolder, name: str, stage: Callable[..., None], cfg: Config, given: Mapping[str, Any], progress: Progress
+) -> None:
     with RunFolder.open(folder.path / name, verb=name, cfg=cfg, resume="auto") as inner:
         if inner.is_done:
             progress.say(f"{name}: done before")
@@ -81,12 +89,15 @@ def _ppo_config(cfg: Config, root: Path) -> Config:
 
 def _evaluate_config(cfg: Config, root: Path) -> Config:
     with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(root / "reward/final"))
-    return _on(with_reward, root / "ppo/final", "evaluate", against=str(root / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF)
+    return _on(
+        with_reward, root / "ppo/final", "evaluate", against=str(root / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF
+    )
 
 
 def _rows(world: DemoWorld) -> list[dict[str, Any]]:
     return [
-        {"prompt": v["prompt"], "chosen": v["chosen"], "rejected": v["rejected"], "target": 0.5 if v["tie"] else 1.0} for v in world.held_out_votes
+        {"prompt": v["prompt"], "chosen": v["chosen"], "rejected": v["rejected"], "target": 0.5 if v["tie"] else 1.0}
+        for v in world.held_out_votes
     ]
 
 
@@ -109,7 +120,13 @@ def _verdict(cfg: Config, root: Path, judge: str) -> dict[str, Any]:
         "sft_loss_before": losses[0],
         "sft_loss_after": losses[-1],
     }
-    for name, column in (("vader", "vader"), ("judge", judge), ("reward", "reward"), ("distinct2", "distinct2"), ("length", "length")):
+    for name, column in (
+        ("vader", "vader"),
+        ("judge", judge),
+        ("reward", "reward"),
+        ("distinct2", "distinct2"),
+        ("length", "length"),
+    ):
         verdict |= {f"{name}_{side}": figures[f"{column}_{side}"] for side in ("before", "after")}
     verdict |= {
         "kl_policy_sft": figures["kl_policy_sft"],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,24 +28,32 @@ Row = tuple[int, ...]
 
 
 class Features:
-    """Frozen states of token rows, computed once and kept in a file: a head is trained without running the trunk again."""
+    """Frozen states of token rows, computed once and kept in a file: a head is trained without running the trunk again.
 
-    def __init__(self, scorer: RewardScorer, rows: Sequence[Row], path: Path, batch_size: int) -> None:
+    The scorer's scale becomes the deviation of each feature over these rows.
+    """
+
+    def __init__(self, scorer: RewardScorer, rows: Sequence[Row], folder: Path | None, batch_size: int) -> None:
         unique = sorted(set(rows), key=lambda row: (len(row), row))
         self.place = {row: i for i, row in enumerate(unique)}
         width = scorer.backbone.width
-        self.table = torch.from_file(str(path), shared=True, size=len(unique) * width, dtype=torch.float32).reshape(-1, width)
+        with tempfile.NamedTemporaryFile(prefix="features-", dir=folder) as file:  # mapped: it goes when the table goes
+            self.table = torch.from_file(file.name, shared=True, size=len(unique) * width, dtype=torch.float32).reshape(-1, width)
         with torch.no_grad():
             for start in range(0, len(unique), batch_size):
                 part = [list(row) for row in unique[start : start + batch_size]]
                 self.table[start : start + len(part)] = scorer.features(part).cpu()
+            scorer.scale.copy_(self.table.std(0).clamp(min=1e-4))
 
     def of(self, rows: Sequence[Row]) -> Float[Tensor, "B D"]:
         return self.table[[self.place[row] for row in rows]]
 
 
 class RankingTask:
-    """The ranking loss over pairs: -t log sigmoid(d) - (1-t) log sigmoid(-d') with margins, plus the pull of `center_coef` to 0."""
+    """The ranking loss over pairs:
+
+    -t log sigmoid(d) - (1-t) log sigmoid(-d') with margins, plus the pull of `center_coef` to 0.
+    """
 
     def __init__(
         self, pairs: Sequence[PairRow], scorer: RewardScorer, features: Features | None, *, use_margin: bool, center_coef: float
@@ -136,12 +146,13 @@ def held_out_figures(task: RankingTask, batch_size: int) -> dict[str, object]:
         "num_pairs": len(decided),
         "calibration": calibration(*scores).as_dict(),
         "accuracy_by_length_gap": [
-            {"from": gap.low if math.isfinite(gap.low) else None, "accuracy": gap.accuracy.value, "count": gap.accuracy.count} for gap in by_gap
+            {"from": gap.low if math.isfinite(gap.low) else None, "accuracy": gap.accuracy.value, "count": gap.accuracy.count}
+            for gap in by_gap
         ],
     }
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
 
     parts = build_reward(cfg, folder.path, progress.say, **given)
@@ -157,4 +168,3 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> 
         save_reward_model(parts.scorer, facts, final)
         write_card(final, "reward", cfg, backbone.source, figures)
     folder.finish(base=backbone.source, held_out=figures)
-    (folder.path / "features.f32").unlink(missing_ok=True)

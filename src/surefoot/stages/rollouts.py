@@ -34,7 +34,9 @@ class RunningDeviation:
         mean, count = x.double().mean().item(), self.count + len(x)
         squares = ((x.double() - mean) ** 2).sum().item()
         gap = mean - self.mean
-        return RunningDeviation(count, self.mean + gap * len(x) / count, self.squares + squares + gap * gap * self.count * len(x) / count)
+        return RunningDeviation(
+            count, self.mean + gap * len(x) / count, self.squares + squares + gap * gap * self.count * len(x) / count
+        )
 
     @property
     def deviation(self) -> float:
@@ -68,7 +70,14 @@ class _Seen:
 
 
 def rollout(
-    policy: LanguageActorCritic, prompts: Prompts, completions: Completions, scores: Scores, cfg: PPOConfig, *, kl_coef: float, running: RunningDeviation
+    policy: LanguageActorCritic,
+    prompts: Prompts,
+    completions: Completions,
+    scores: Scores,
+    cfg: PPOConfig,
+    *,
+    kl_coef: float,
+    running: RunningDeviation,
 ) -> Rollout:
     """Turns scored answers into a PPOBatch. Rows that are invalid or empty are masked before any mean is taken."""
     device = policy.backbone.device
@@ -122,36 +131,40 @@ def last_steps(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: PPOConfig) -> _Seen:
     needs_old = cfg.objective == "penalty" and cfg.beta_estimator == "exact"
     needs_ref = cfg.kl_in == "loss" and cfg.kl_estimator == "exact"
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
+    old: list[TokenDist] = []
+    ref: list[TokenDist] = []
     for rows in torch.arange(len(context), device=ids.device).split(cfg.micro_batch_size):
         now = policy.evaluate(context[rows], ids[rows])
+        assert isinstance(now.dist, TokenDist)  # the policy's own
         logp_ref, dist_ref = policy.reference(context[rows], ids[rows])
         kl = policy.kl(now.dist, dist_ref) if cfg.kl_estimator == "exact" else kl_estimate(now.logp, logp_ref, cfg.kl_estimator)
         kl = torch.where(context.mask[rows], kl, 0.0)
         # states are kept only where the update reads them
-        parts.append((now, logp_ref, kl, now.dist if needs_old else None, dist_ref if needs_ref else None))
-    return _Seen(
-        logp=torch.cat([now.logp for now, *_ in parts]),
-        values=torch.cat([now.values for now, *_ in parts]),
-        next_values=torch.cat([now.next_values for now, *_ in parts]),
-        entropy=torch.cat([now.entropy for now, *_ in parts]),
-        logp_ref=torch.cat([part[1] for part in parts]),
-        kl=torch.cat([part[2] for part in parts]),
-        dist_old=_joined([part[3] for part in parts]),
-        dist_ref=_joined([part[4] for part in parts]),
-    )
+        parts.append((now.logp, now.values, now.next_values, now.entropy, logp_ref, kl))
+        old += [now.dist] if needs_old else []
+        ref += [dist_ref] if needs_ref else []
+    logp, values, next_values, entropy, logp_refs, kls = (torch.cat(column) for column in zip(*parts, strict=True))
+    return _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old), _joined(ref))
 
 
-def _joined(dists: list[TokenDist | None]) -> TokenDist | None:
-    known = [dist for dist in dists if dist is not None]
-    if not known:
+def _joined(dists: list[TokenDist]) -> TokenDist | None:
+    if not dists:
         return None
-    head = known[0].head.frozen_copy()
-    return TokenDist(torch.cat([dist.states for dist in known]).detach(), torch.cat([dist.mask for dist in known]), head)
+    head = dists[0].head.frozen_copy()
+    return TokenDist(torch.cat([dist.states for dist in dists]), torch.cat([dist.mask for dist in dists]), head)
 
 
 def _metrics(
-    seen: _Seen, mask: Tensor, finished: Tensor, valid: Tensor, scores: Tensor, paid: Tensor, sequence_kl: Tensor, completions: Completions, kl_coef: float
+    seen: _Seen,
+    mask: Tensor,
+    finished: Tensor,
+    valid: Tensor,
+    scores: Tensor,
+    paid: Tensor,
+    sequence_kl: Tensor,
+    completions: Completions,
+    kl_coef: float,
 ) -> dict[str, float]:
     """The rollout's half of the metric keys; means over valid rows, or over valid tokens where a key is per token."""
     lengths = mask.sum(1).float()

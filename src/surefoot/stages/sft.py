@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def steps(parts: SFTParts, cfg: Config, folder: RunFolder | None = None) -> Iter
         parts.backbone.model.eval()
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress, **given: object) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_sft
 
     parts = build_sft(cfg, progress.say, **given)
