@@ -77,26 +77,29 @@ def test_item_13_the_first_minibatch_has_ratio_1_and_an_update_checks_it() -> No
     "cfg",
     [
         settings(objective="clip", cliprange_value=0.2, ent_coef=0.1),
+        settings(objective="clip", whiten_advantages=False),
         settings(objective="penalty", beta_estimator="k1"),
         settings(objective="penalty", beta_estimator="k3", loss_aggregation="sequence_mean"),
         settings(objective="policy_gradient", kl_in="loss", kl_estimator="k2"),
     ],
-    ids=lambda cfg: f"{cfg.objective}-{cfg.beta_estimator}",
+    ids=lambda cfg: f"{cfg.objective}-{cfg.beta_estimator}-{cfg.whiten_advantages}",
 )
-def test_item_22_what_stands_in_masked_slots_reaches_neither_loss_nor_weights(cfg: PPOConfig, poison: float) -> None:
+@pytest.mark.parametrize("where", ["evaluation", "rollout", "both"])
+def test_item_22_what_stands_in_masked_slots_reaches_neither_loss_nor_weights(cfg: PPOConfig, poison: float, where: str) -> None:
     class Poisoned(TokenActorCritic):
+        """Adds, so that a gradient of NaN would reach the weights."""
+
         def evaluate(self, states: Tensor, actions: Tensor) -> Evaluation:
             seen = super().evaluate(states, actions)
-            valid = states < 5  # masked slots hold state 5
-            names = ("logp", "values", "next_values", "entropy")
-            return replace(seen, **{name: torch.where(valid, getattr(seen, name), poison) for name in names})
+            extra = torch.where(states < 5, 0.0, poison)  # masked slots hold state 5
+            return replace(seen, **{name: getattr(seen, name) + extra for name in ("logp", "values", "next_values", "entropy")})
 
     results = []
-    for kind in (TokenActorCritic, Poisoned):
-        policy = kind(6, 4)
+    for is_poisoned in (False, True):
+        policy = Poisoned(6, 4) if is_poisoned and where != "rollout" else TokenActorCritic(6, 4)
         batch = rollout(policy, rows=8, steps=6, num_states=5, generator=torch.Generator().manual_seed(1), lengths=LENGTHS)
         batch = replace(batch, states=torch.where(batch.mask, batch.states, 5), logp_ref=batch.logp_old - 0.3, dist_old=None)
-        if kind is Poisoned:
+        if is_poisoned and where != "evaluation":
             names = ("logp_old", "values_old", "advantages", "returns", "logp_ref")
             batch = replace(batch, **{name: torch.where(batch.mask, getattr(batch, name), poison) for name in names})
         stats = update(policy, batch, cfg, kl_coef=0.3)

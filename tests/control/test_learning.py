@@ -117,8 +117,8 @@ def test_a_stage_yields_each_rollout_warms_the_critic_up_and_stops_on_request() 
 
 def test_metrics_carry_the_names_of_stable_baselines() -> None:
     step = last_step(settings(timesteps=512), seed=0)
-    train = "approx_kl clip_fraction entropy_loss explained_variance policy_gradient_loss value_loss learning_rate".split()
-    others = ["rollout/ep_rew_mean", "rollout/ep_len_mean", "kl/beta", "time/total_timesteps"]
+    train = ["approx_kl", "clip_fraction", "entropy_loss", "explained_variance", "policy_gradient_loss", "value_loss"]
+    others = ["train/learning_rate", "rollout/ep_rew_mean", "rollout/ep_len_mean", "kl/beta", "time/total_timesteps"]
     expected = {*(f"train/{key}" for key in train), *others}
     assert step.metrics().keys() == expected
     assert ControlConfig(total_timesteps=513, num_envs=8, num_steps=32).num_updates == 3

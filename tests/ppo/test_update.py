@@ -146,6 +146,15 @@ def test_statistics_of_an_update_of_one_step_are_those_of_a_policy_that_has_not_
     assert stats.entropy == pytest.approx(float(entropy), rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["clip", "penalty", "policy_gradient"])
+def test_only_an_objective_that_clips_reports_clipped_gradients_while_all_report_ratios_outside(objective: Any) -> None:
+    policy, batch = fresh()
+    stats = update(policy, batch, settings(objective=objective, learning_rate=5e-2, num_ppo_epochs=4))
+    assert stats.outside_fraction > 0.1 and stats.ratio_max > 1.2
+    assert (stats.clip_fraction > 0.05) == (objective == "clip")
+    assert stats.clip_fraction <= stats.outside_fraction
+
+
 def test_means_are_over_valid_steps_of_all_minibatches_and_not_means_of_means() -> None:
     """With learning rate 0 every minibatch sees the same policy, so the mean over two epochs is that over the batch."""
     policy, batch = fresh()
