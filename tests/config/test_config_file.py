@@ -73,6 +73,27 @@ def test_where_text_is_asked_the_command_line_takes_words_as_they_stand(load, wo
     assert load(None, "--model.name", word).model.name == word
 
 
+def test_quotes_around_text_are_taken_off_and_null_is_null_where_it_is_allowed(load):
+    assert load(None, "--model.name='a b'").model.name == "a b"
+    assert load(None, '--model.name="a\\tb"').model.name == "a\tb"
+    assert load(None, "--model.name='").model.name == "'"
+    assert load(None, "--model.name='a").model.name == "'a"
+    assert load(None, "--model.name", "null").model.name == "null"
+    for nothing in ("null", "~", ""):
+        assert load(None, f"--data.train={nothing}").data.train is None
+
+
+def test_a_list_of_numbers_is_one(load, refusal):
+    assert load(None, "--control.hidden_sizes", "[32, 16]", verb="control").control.hidden_sizes == (32, 16)
+    assert load(None, "--control.hidden_sizes", "8", verb="control").control.hidden_sizes == (8,)
+    assert refusal(None, "--control.hidden_sizes", "[8, wide]", verb="control") == (
+        'command line: control.hidden_sizes = [8, "wide"] is not allowed. Allowed: a list, each item a whole number above 0.'
+    )
+    assert refusal(None, "--control.hidden_sizes", "[8, 0]", verb="control") == (
+        "command line: control.hidden_sizes = [8, 0] is not allowed. Allowed: a list, each item a whole number above 0."
+    )
+
+
 def test_one_word_may_stand_for_a_list_of_one_on_the_command_line(load):
     assert load(None, "--evaluate.judges", "vader", verb="evaluate").evaluate.judges == ("vader",)
     assert load(None, "--rollout.stop_token=###").rollout.stop_token == ("###",)
@@ -90,6 +111,15 @@ def test_one_word_may_stand_for_a_list_of_one_on_the_command_line(load):
         (
             "per_device_train_batch_size: 4\n",
             "run.yaml line 1: no setting per_device_train_batch_size. Did you mean ppo.micro_batch_size?",
+        ),
+        ("rollout: {clirange: 1}\n", "run.yaml line 1: no setting rollout.clirange. Did you mean ppo.cliprange?"),
+        ("pairs: {learning_rat: 1}\n", "run.yaml line 1: no setting pairs.learning_rat. Did you mean ppo.learning_rate?"),
+        ("sft: {learning_rat: 1}\n", "run.yaml line 1: no setting sft.learning_rat. Did you mean sft.learning_rate?"),
+        ("sede: 1\n", "run.yaml line 1: no setting sede. Did you mean seed?"),
+        (
+            "weight: 1\nnum_epoch: 1\n",
+            "run.yaml line 1: no setting weight. `surefoot ppo --dry-run` prints all that there are.\n"
+            "run.yaml line 2: no setting num_epoch. Did you mean sft.num_epochs or reward.num_epochs?",
         ),
         ("rolout: 1\n", "run.yaml line 1: no setting rolout. Did you mean rollout?"),
         ("ppo: {xyzzy: 1}\n", "run.yaml line 1: no setting ppo.xyzzy. `surefoot ppo --dry-run` prints all that there are."),
@@ -126,6 +156,10 @@ def test_every_unknown_name_is_reported_at_once(refusal):
         ("ppo.reward_clip=-1", "ppo.reward_clip = -1 is not allowed. Allowed: a number above 0 or null."),
         ("ppo.whiten_rewards=yes", 'ppo.whiten_rewards = "yes" is not allowed. Allowed: true or false.'),
         ("ppo.whiten_rewards=1", "ppo.whiten_rewards = 1 is not allowed. Allowed: true or false."),
+        (
+            "ppo.kl_coef='" + "x" * 100 + "'",
+            f'ppo.kl_coef = "{"x" * 69}... (102 characters) is not allowed. Allowed: a number of at least 0.',
+        ),
         ("ppo.gamma=null", "ppo.gamma = null is not allowed. Allowed: a number of at least 0 and of at most 1."),
         ("ppo.gamma=[1]", "ppo.gamma = [1] is not allowed. Allowed: a number of at least 0 and of at most 1."),
         ("rollout.stop_token=[1]", "rollout.stop_token = [1] is not allowed. Allowed: a list, each item text."),
