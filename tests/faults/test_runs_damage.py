@@ -235,6 +235,8 @@ def set_in(body: dict[str, Any], key: str, value: Any) -> None:
         lambda body: set_in(body, "files", {"values.json": 3}),
         lambda body: set_in(body, "files", {"values.json": {"bytes": -5, "sha256": ""}}),
         lambda body: set_in(body, "files", {"values.json": {"bytes": "12", "sha256": ""}}),
+        lambda body: set_in(body, "files", {"values.json": {"bytes": 10**17, "sha256": ""}}),
+        lambda body: set_in(body, "files", {"values.json": {"bytes": 10**30, "sha256": ""}}),
         lambda body: set_in(body, "logs", {"../../x": 0}),
         lambda body: set_in(body, "logs", {"metrics.jsonl": "0"}),
         lambda body: set_in(body, "logs", {"metrics.jsonl": -3}),

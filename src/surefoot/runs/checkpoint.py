@@ -165,11 +165,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         logs, made_with = body["logs"], body["made_with"]
         if not isinstance(made_with, dict) or not all(isinstance(length, int) and length >= 0 for length in logs.values()):
             raise DamagedCheckpoint("manifest.json does not make sense")
-        contents = {name: _read_file(path, name, entry) for name, entry in body["files"].items()}
-        tensors = {
-            name.removesuffix(".safetensors"): _parse_tensors(name, contents[name]) for name in contents if name != "values.json"
-        }
-        values = json.loads(contents["values.json"])
+        entries = dict(body["files"])
+        values = json.loads(_read_file(path, "values.json", entries.pop("values.json")))
+        # one file at a time: the bytes of a file are gone before the next is read
+        tensors = {name.removesuffix(".safetensors"): _read_tensors(path, name, entry) for name, entry in entries.items()}
         return Checkpoint(int(body["step"]), State(tensors, values), logs, made_with)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"manifest.json or values.json does not make sense ({error!r})") from error
@@ -212,9 +211,12 @@ def _read_bytes(path: Path, limit: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise DamagedCheckpoint(f"{path.name} is no plain file")
-            return file.read(limit + 1)
+            return file.read(
+                min(limit, status.st_size) + 1
+            )  # read() makes room for what is asked, and a manifest may ask for anything
     except PermissionError as error:
         raise RunError(f"{path} may not be read (permission denied). Make it readable, or choose another --out.") from error
     except FileNotFoundError as error:
@@ -223,7 +225,8 @@ def _read_bytes(path: Path, limit: int) -> bytes:
         raise DamagedCheckpoint(f"{path.name}: {os.strerror(error.errno or 0).lower()}") from error
 
 
-def _parse_tensors(name: str, content: bytes) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, name: str, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    content = _read_file(folder, name, entry)
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
