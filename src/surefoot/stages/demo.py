@@ -25,12 +25,14 @@ BEST_OF = 4
 NUM_SENTENCES = 1_200  # more than SFT reads, with a tenth held out
 
 
-def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
+def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | None = None) -> None:
+    """`models` is a finished demo's folder: its SFT and reward model are taken in place of new ones, to compare PPO alone."""
     tiny = cfg.model.name == "tiny"
     progress.say("data: " + ("made-up reviews and raters" if tiny else "film-review sentences, each rated by about 18 people"))
     world = tiny_world(cfg.seed) if tiny else real_world(cfg.seed)
     root = folder.path
-    digest = store_votes(root / "preferences.db", world.votes)
+    trained = models or root
+    digest = store_votes(trained / "preferences.db", world.votes)
     stages: list[tuple[str, Callable[..., None], Config, Mapping[str, Any]]] = [
         ("sft", sft.run, _sft_config(cfg, tiny), {"train": world.sentences[:NUM_SENTENCES]}),
         (
@@ -39,13 +41,18 @@ def run(cfg: Config, folder: RunFolder, progress: Progress) -> None:
             _on(cfg, root / "sft/final", "reward", store=str(root / "preferences.db")),
             {"validation": _rows(world)},
         ),
-        ("ppo", ppo_lm.run, _ppo_config(cfg, root), {"prompts": world.ppo_prompts, "judges": world.judges}),
-        ("evaluate", evaluate.run, _evaluate_config(cfg, root), {"prompts": world.eval_prompts, "judges": world.judges}),
+        ("ppo", ppo_lm.run, _ppo_config(cfg, trained), {"prompts": world.ppo_prompts, "judges": world.judges}),
+        (
+            "evaluate",
+            evaluate.run,
+            _evaluate_config(cfg, root, trained),
+            {"prompts": world.eval_prompts, "judges": world.judges},
+        ),
     ]
-    for name, stage, stage_cfg, given in stages:
+    for name, stage, stage_cfg, given in stages if models is None else stages[2:]:
         folder.check_stop()
         _run_stage(folder, name, stage, stage_cfg, given, progress)
-    verdict = _verdict(cfg, root, world.main_judge)
+    verdict = _verdict(cfg, root, trained, world.main_judge)
     folder.write("verdict.json", json.dumps(verdict, indent=2) + "\n")
     report = write_report(root)
     folder.finish(votes=digest)
@@ -87,10 +94,10 @@ def _ppo_config(cfg: Config, root: Path) -> Config:
     return _on(cfg, root / "sft/final", "reward_source", source=str(root / "reward/final"))
 
 
-def _evaluate_config(cfg: Config, root: Path) -> Config:
-    with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(root / "reward/final"))
+def _evaluate_config(cfg: Config, root: Path, trained: Path) -> Config:
+    with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(trained / "reward/final"))
     return _on(
-        with_reward, root / "ppo/final", "evaluate", against=str(root / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF
+        with_reward, root / "ppo/final", "evaluate", against=str(trained / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF
     )
 
 
@@ -101,11 +108,11 @@ def _rows(world: DemoWorld) -> list[dict[str, Any]]:
     ]
 
 
-def _verdict(cfg: Config, root: Path, judge: str) -> dict[str, Any]:
+def _verdict(cfg: Config, root: Path, trained: Path, judge: str) -> dict[str, Any]:
     """The figures of the whole run, and what they mean in words."""
     figures = json.loads((root / "evaluate/evaluation.json").read_text(encoding="utf-8"))
-    losses = [row["validation/loss"] for row in read_jsonl(root / "sft/metrics.jsonl") if "validation/loss" in row]
-    held_out = load_manifest(root / "reward")["facts"]["held_out"]
+    losses = [row["validation/loss"] for row in read_jsonl(trained / "sft/metrics.jsonl") if "validation/loss" in row]
+    held_out = load_manifest(trained / "reward")["facts"]["held_out"]
     main = figures["win_rates"][judge]
     seconds: dict[str, float] = {}
     for row in read_jsonl(root / "stages.jsonl"):

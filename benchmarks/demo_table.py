@@ -1,0 +1,89 @@
+"""The demo over seeds and objectives, as a table: `python benchmarks/demo_table.py --seeds 0 1 2 --out runs/table`.
+
+For each seed the first objective runs the whole demo; the others take its SFT and reward model and differ in PPO alone. The
+verdict of every run is kept in benchmarks/results/; a finished run is not repeated, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from surefoot.config_file import load_config
+from surefoot.launch import set_threads
+from surefoot.progress import PlainProgress
+from surefoot.runs import RunFolder
+from surefoot.stages import demo
+
+RESULTS = Path(__file__).parent / "results"
+VARIANTS = {
+    "clip": (),
+    "penalty": ("--ppo.objective", "penalty"),
+    "policy_gradient": ("--ppo.objective", "policy_gradient"),
+    "untethered": ("--ppo.kl_coef", "0"),
+}
+COLUMNS = {
+    "win rate": "judge_win_rate",
+    "judge": ("judge_before", "judge_after"),
+    "VADER": ("vader_before", "vader_after"),
+    "reward": ("reward_before", "reward_after"),
+    "KL": "kl_policy_sft",
+    "distinct-2": ("distinct2_before", "distinct2_after"),
+    "length": ("length_before", "length_after"),
+    "duplicates": "duplicates",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:3])
+    parser.add_argument("--preset", choices=("default", "tiny"), default="default")
+    parser.add_argument("--out", type=Path, default=Path("runs/table"))
+    asked = parser.parse_args()
+    threads = set_threads(None)
+    for seed in asked.seeds:
+        for name in asked.variants:
+            verdict = one_run(asked.out, seed, name, asked.variants[0], asked.preset)
+            facts = {
+                "command": " ".join(sys.argv),
+                "threads": threads,
+                "torch": torch.__version__,
+                "machine": platform.processor(),
+            }
+            path = RESULTS / f"demo-{asked.preset}-{name}-{seed}.json"
+            path.write_text(json.dumps({"run": facts, **verdict}, indent=2) + "\n", encoding="utf-8")
+    print(table(asked.preset))
+    return 0
+
+
+def one_run(out: Path, seed: int, name: str, first: str, preset: str) -> dict[str, object]:
+    cfg = load_config(None, ["--seed", str(seed), *VARIANTS[name]], verb="demo", preset=preset)
+    path = out / f"{name}-{seed}"
+    with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
+        if not folder.is_done:
+            demo.run(cfg, folder, PlainProgress(), models=None if name == first else (out / f"{first}-{seed}").resolve())
+    verdict: dict[str, object] = json.loads((path / "verdict.json").read_text(encoding="utf-8"))
+    return verdict
+
+
+def table(preset: str) -> str:
+    """All kept verdicts as a Markdown table."""
+    lines = ["| objective | seed | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for path in sorted(RESULTS.glob(f"demo-{preset}-*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        cells = [
+            f"{kept[key]:.2f}" if isinstance(key, str) else f"{kept[key[0]]:.2f} → {kept[key[1]]:.2f}" for key in COLUMNS.values()
+        ]
+        name = path.stem.removeprefix(f"demo-{preset}-").rpartition("-")[0]
+        lines.append(f"| {name} | {kept['seed']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
