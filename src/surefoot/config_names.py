@@ -159,10 +159,8 @@ def kinds(annotation: Any) -> set[type]:
 
 
 def item_type(annotation: Any) -> Any:
-    """What the items of a setting that is a list may be: the annotation of `tuple[ITEM, ...]`, alone or beside null."""
-    if get_origin(annotation) is tuple:
-        return get_args(annotation)[0]
-    return next(found for arg in get_args(annotation) if (found := item_type(arg)) is not None) if get_args(annotation) else None
+    """The annotation of an item of a setting that is a list, `tuple[ITEM, ...]`."""
+    return get_args(annotation)[0]
 
 
 def members(annotation: Any) -> tuple[Any, ...]:

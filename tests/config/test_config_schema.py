@@ -136,3 +136,10 @@ def test_every_setting_can_be_said_in_words():
 def test_an_example_file_exists_for_every_verb_that_trains():
     folder = Path(__file__).parents[2] / "configs"
     assert {path.stem for path in folder.glob("*.yaml")} == {"sft", "pairs", "reward", "ppo", "evaluate", "demo"}
+
+
+def test_a_setting_that_is_a_list_is_a_list_alone():
+    """`tuple[...] | None` would be a list whose empty form has two spellings; the reader of lists relies on there being none."""
+    assert {
+        name for name, info in fields().items() if tuple in kinds(info.annotation) and kinds(info.annotation) != {tuple}
+    } == set()
