@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import surefoot
+from run_bytes import fingerprint
 
 
 class Child:
@@ -82,6 +83,23 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Forks jobs of stage_runs.py: the stages themselves, on a model of a few thousand weights."""
     with serving("stage_runs.py", tmp_path_factory.mktemp("stages")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def whole(stages: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, str], float, Path]]:
+    """`whole(stage)`: the fingerprint of an uninterrupted run, the seconds it took, and its folder; each run once."""
+    known: dict[str, tuple[dict[str, str], float, Path]] = {}
+
+    def run(stage: str) -> tuple[dict[str, str], float, Path]:
+        if stage not in known:
+            path = tmp_path_factory.mktemp("whole") / stage
+            began = time.monotonic()
+            status, said = stages.run(stage, path)
+            assert status == 0, said
+            known[stage] = fingerprint(path), time.monotonic() - began, path
+        return known[stage]
+
+    return run
 
 
 @pytest.fixture

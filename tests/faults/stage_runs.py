@@ -1,17 +1,22 @@
 """The stages as jobs for the server of tiny_run.py: each a run of a second on a model of a few thousand weights.
 
-Started by conftest.py (`stages`). Settings are chosen so that every kind of state is there: both optimisers' moments, schedules, running
-statistics, coefficients that move, several samples a prompt, checkpoints that fall on the end of an epoch and beside it.
+Started by conftest.py (`stages`). Settings are chosen so that every kind of state is there: moments of the optimiser, schedules,
+running statistics, coefficients that move, several samples a prompt, checkpoints on the end of an epoch and beside it.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_run import serve
 
 from surefoot.config import Config
@@ -21,12 +26,12 @@ from surefoot.lm.tiny import tiny_model, tiny_tokenizer
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder
 from surefoot.stages import evaluate, pairs, ppo_lm, reward, sft
+from surefoot.stages.supervised import fit
 
 ROWS = [opened(text) for text in sentences(24, seed=5)]
 PROMPTS = sorted({row["prompt"] for row in ROWS})
 PAIRS = [
-    {"prompt": one["prompt"], "chosen": one["completion"], "rejected": other["completion"]}
-    for one, other in zip(ROWS[:16], ROWS[1:17], strict=True)
+    {"prompt": one["prompt"], "chosen": one["completion"], "rejected": other["completion"]} for one, other in pairwise(ROWS[:17])
 ]
 MODELS = "STAGE_RUNS_MODELS"  # the folder of both models
 PLAIN, WITH_DROPOUT = "plain", "dropout"  # the second drops attention weights at random while it is fine-tuned
@@ -37,8 +42,28 @@ def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [sum(letter in "aeiou" for letter in completion) / 4 for completion in completions]
 
 
+class Called:
+    """`function`, which says each call on stderr and sends this process a SIGTERM in the middle of call `stop_at` (0: never)."""
+
+    def __init__(self, function: Callable[..., Any], stop_at: int) -> None:
+        self.function, self.stop_at, self.count = function, stop_at, 0
+        self.__name__ = function.__name__
+        self.__signature__ = inspect.signature(function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.count += 1
+        print("called", file=sys.stderr, flush=True)
+        if self.count == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.function(*arguments)
+
+
 def prefer(prompt: str, a: str, b: str) -> str:
     return "a" if sorted(a) < sorted(b) else "b"
+
+
+def vowels(texts: Sequence[str]) -> list[float]:
+    return score(texts, texts)
 
 
 def _run(verb: str, stage: Any, path: str, model: str, given: dict[str, Any], tuning: str = "lora", **sections: Any) -> None:
@@ -64,13 +89,13 @@ def run_reward(path: str, **changed: Any) -> None:
     _run("reward", reward, path, PLAIN, {"train": PAIRS, "validation": PAIRS[:4]}, reward=settings)
 
 
-def run_pairs(path: str) -> None:
+def run_pairs(path: str, stop_at: int = 0) -> None:
     """5 batches of 3 prompts, 3 answers each, every pair voted on."""
-    given = {"prompts": PROMPTS[:15], "annotator": prefer}
+    given = {"prompts": PROMPTS[:15], "annotator": Called(prefer, stop_at)}
     _run("pairs", pairs, path, PLAIN, given, pairs={"num_answers": 3}, rollout={"response_length": 5, "batch_size": 3})
 
 
-def _ppo(path: str, tuning: str, **changed: Any) -> None:
+def _ppo(path: str, tuning: str, stop_at: int = 0, **changed: Any) -> None:
     settings = {
         "total_episodes": 32,
         "rollout_batch_size": 8,
@@ -82,7 +107,7 @@ def _ppo(path: str, tuning: str, **changed: Any) -> None:
         "missing_eos_penalty": 0.5,
         **changed,
     }
-    given = {"prompts": PROMPTS, "reward": score, "judges": {"length": lambda texts: [len(text) for text in texts]}}
+    given = {"prompts": PROMPTS, "reward": Called(score, stop_at), "judges": {"vowels": vowels}}
     _run("ppo", ppo_lm, path, PLAIN, given, tuning=tuning, ppo=settings, rollout={"response_length": 6, "batch_size": 5})
 
 
@@ -98,15 +123,44 @@ def run_penalty(path: str, **changed: Any) -> None:
     _ppo(path, "full", critic="shared", kl_in="loss", kl_estimator="exact", lr_scheduler="cosine", **settings)
 
 
-def run_evaluate(path: str) -> None:
+def run_evaluate(path: str, stop_at: int = 0) -> None:
     """4 batches of 5 prompts, two models, best of 2."""
     against = str(Path(os.environ[MODELS]) / WITH_DROPOUT)
-    given = {"prompts": PROMPTS[:20], "judges": {"vowels": lambda texts: score(texts, texts)}, "reward": score}
+    given = {"prompts": PROMPTS[:20], "judges": {"vowels": Called(vowels, stop_at)}, "reward": score}
     sections = {"evaluate": {"against": against, "best_of": 2}, "rollout": {"response_length": 6, "batch_size": 5}}
     _run("evaluate", evaluate, path, PLAIN, given, **sections)
 
 
-JOBS = {job.__name__.removeprefix("run_"): job for job in (run_sft, run_reward, run_pairs, run_clip, run_penalty, run_evaluate)}
+class Look:
+    """A task of 24 items whose first loss asks this process to stop."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def length(self, item: int) -> int:
+        return item
+
+    def weight(self, items: Sequence[int]) -> float:
+        return 1.0
+
+    def loss(self, items: Sequence[int]) -> tuple[torch.Tensor, dict[str, float]]:
+        return self.called(), {}
+
+    called = Called(lambda: torch.zeros(()), stop_at=1)
+
+
+def run_look(path: str) -> None:
+    """The look at held-out items before the first step."""
+    cfg = Config()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    with RunFolder.open(Path(path), verb="sft", cfg=cfg) as folder:
+        settings = cfg.sft.model_copy(update={"micro_batch_size": 1})
+        for _ in fit(Look(), [("weight", weight)], settings, seed=0, validation=Look(), folder=folder):
+            pass
+
+
+ALL = (run_sft, run_reward, run_pairs, run_clip, run_penalty, run_evaluate, run_look)
+JOBS = {job.__name__.removeprefix("run_"): job for job in ALL}
 
 
 def make_models(folder: Path) -> None:

@@ -59,7 +59,7 @@ class EvaluateStep:
 
 
 def steps(parts: EvaluateParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[EvaluateStep]:
-    """Yields a batch of prompts at a time. The same uniform numbers sample both models' answers. With a folder it heeds signals."""
+    """Yields a batch of prompts at a time. Both models sample with the same uniform numbers. With a folder it heeds signals."""
     total = min(cfg.evaluate.num_prompts, len(parts.prompts))
     size = cfg.rollout.batch_size
     for start in range(0, total, size):
