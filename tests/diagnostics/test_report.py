@@ -12,10 +12,12 @@ import pytest
 
 from fake_run import VERDICT, evaluate_samples, ppo_metrics, reward_metrics, sft_metrics, write_demo, write_run
 from hostile import PAYLOADS
-from surefoot.diagnostics.charts import MAX_POINTS, charts, number
+from surefoot.diagnostics.charts import MAX_POINTS, charts
 from surefoot.diagnostics.report import verdict_words, write_report
 from surefoot.diagnostics.run_view import read_report_view
-from surefoot.diagnostics.summaries import chosen_samples, clock
+from surefoot.diagnostics.samples import chosen_samples
+from surefoot.diagnostics.summaries import comparisons
+from surefoot.diagnostics.wording import clock, number
 from surefoot.errors import RunError
 
 
@@ -382,3 +384,28 @@ def test_numbers_have_four_digits_that_matter(value: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(8.31, "8.3 s"), (245.9, "4 min 05 s"), (3_725, "1 h 02 min")])
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_an_answer_without_text_is_called_so(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "before": "b", "after": " \n"}]
+    assert "After no text" in _page(write_run(tmp_path / "run", verb="evaluate", metrics=[], samples=rows)).text
+
+
+def test_a_curve_of_two_looks_is_drawn_as_two_points_and_no_line(tmp_path: Path) -> None:
+    rows = [
+        {"step": 0, "validation/loss": 6.0},
+        *({"step": i, "loss": 6.0 / i} for i in range(1, 9)),
+        {"step": 8, "validation/loss": 2.0},
+    ]
+    (chart,) = charts(read_report_view(write_run(tmp_path / "run", verb="sft", metrics=rows)).stages[0])
+    assert {trace["name"]: trace["mode"] for trace in chart.figure["data"]} == {"loss": "lines", "validation/loss": "markers"}
+
+
+def test_the_table_of_all_figures_sets_the_policy_beside_the_best_of_n() -> None:
+    rows = {row.title: row for row in comparisons(VERDICT)}
+    assert len(rows) == 11  # all but VADER's win rate, which this verdict does not hold
+    assert (rows["Judge"].before, rows["Judge"].after, rows["Judge"].best) == ("-0.214", "1.932", "1.21")
+    assert (rows["KL to the SFT model"].after, rows["KL to the SFT model"].best) == ("8.94", "1.2")
+    assert rows["Win rate by the judge"].interval == "95 % interval 87 to 94 %"
+    named = comparisons({"judge": "minilm", "judge_after": 1.0, "best_of_n": {"n": 4, "minilm": 0.5, "minilm_win_rate": 0.7}})
+    assert [(row.title, row.best) for row in named] == [("Win rate by the judge", "70.0 %"), ("Judge", "0.5")]

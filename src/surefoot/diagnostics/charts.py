@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from surefoot.diagnostics.metrics import find_metric
 from surefoot.diagnostics.run_view import RunView, is_number
+from surefoot.diagnostics.wording import number
 
 MAX_POINTS = 2_000  # of a curve; beyond it evenly spaced ones are shown, and the page says so
 MAX_TABLE_ROWS = 12
@@ -164,18 +165,6 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
     )
 
 
-def number(value: float) -> str:
-    """Four digits that matter: 0.6931, 12.35, 1,234, 3e-05."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1_000:
-        return f"{value:,.0f}"
-    if size < 1e-3:
-        return f"{value:.2g}"
-    return f"{value:.4g}"
-
-
 def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
     """The panel of `spec`, or None when the run recorded none of its keys."""
     curves = {key: run.column(key) for key in spec.keys}
@@ -213,9 +202,17 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
 
 def _trace(name: str, steps: list[float], values: list[float], spec: ChartSpec) -> go.Scatter:
     form = "%{y:.1%}" if spec.is_share else "%{y:.4g}"
-    mode = "lines+markers" if len(values) <= 3 else "lines"  # one point makes no line, two hide that they are two
+    mode = "markers" if len(values) <= 3 else "lines"  # a line through two points would tell of what was never measured
     name = html.escape(name)  # Plotly reads tags in names
-    return go.Scatter(x=steps, y=values, mode=mode, name=name, hovertemplate=f"{form}<extra>{name}</extra>", line={"width": 2})
+    return go.Scatter(
+        x=steps,
+        y=values,
+        mode=mode,
+        name=name,
+        hovertemplate=f"{form}<extra>{name}</extra>",
+        line={"width": 2},
+        marker={"size": 9},
+    )
 
 
 def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter:

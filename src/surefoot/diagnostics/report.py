@@ -20,19 +20,19 @@ from plotly.offline import get_plotlyjs
 
 from surefoot.diagnostics.charts import Chart, charts, reliability_chart
 from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
+from surefoot.diagnostics.samples import chosen_samples, step_samples
 from surefoot.diagnostics.summaries import (
-    as_text,
-    chosen_samples,
+    best_of,
     comparisons,
     durations,
     length_gaps,
     recorded_numbers,
     run_numbers,
     run_words,
-    step_samples,
     verdict_numbers,
 )
 from surefoot.diagnostics.verdict import Finding, findings, verdict_words
+from surefoot.diagnostics.wording import as_text
 from surefoot.runs.durable import write_atomic
 
 __all__ = ["render_report", "verdict_words", "write_report"]
@@ -105,7 +105,8 @@ def _content(view: ReportView) -> dict[str, Any]:
         "findings": told,
         "numbers": verdict_numbers(verdict) if verdict is not None else run_numbers(lone) if lone else [],
         "comparisons": comparisons(verdict) if verdict is not None else [],
-        "stages": [_stage(run) for run in view.stages if run.metrics],
+        "best_of": best_of(verdict) if verdict is not None else "",
+        "stages": [_stage(run) for run in view.stages if run.metrics and (run.kind != "evaluate" or verdict is None)],
         "missing": _missing(view),
         "calibration": _calibration(verdict, held_out),
         "length_gaps": length_gaps(held_out),

@@ -1,19 +1,14 @@
-"""What a report says in numbers and rows: headline, before and after, chosen samples, seconds. Pure functions of views."""
+"""What a report says in numbers and rows: headline, before and after, seconds, every number. Pure functions of views."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surefoot.diagnostics.charts import number
 from surefoot.diagnostics.metrics import find_metric
 from surefoot.diagnostics.run_view import ReportView, Row, RunView, is_number
-
-SHOWN_SAMPLES = 20
-_BEST = 5  # and as many of the worst; the rest are drawn at random
+from surefoot.diagnostics.wording import as_text, clock, interval_words, number, share, signed, signed_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,35 +23,15 @@ class BigNumber:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row of the table of all figures of verdict.json."""
+    """One row of the table of all figures: SFT, the policy with its interval, the best of n answers of SFT."""
 
     title: str
-    key: str
     before: str
     after: str
+    interval: str
+    best: str
     unit: str
     healthy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One prompt with both answers. `scores` are (judge, before, after); `tag` is best, worst or random."""
-
-    tag: str
-    prompt: str
-    before: str
-    after: str
-    scores: tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepSample:
-    """One answer of the policy while it was trained."""
-
-    step: str
-    prompt: str
-    completion: str
-    facts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +63,20 @@ class RecordedNumber:
     healthy: str
 
 
-# title, key in verdict.json, is a share
-_PAIRED = (
-    ("Judge", "judge", False),
-    ("VADER", "vader", False),
-    ("Reward model", "reward", False),
-    ("Distinct-2", "distinct2", False),
-    ("Length", "length", False),
-    ("SFT loss", "sft_loss", False),
-)
-_SINGLE = (
-    ("Win rate by the judge", "judge_win_rate", True),
-    ("KL to the SFT model", "kl_policy_sft", False),
-    ("Duplicates", "duplicates", True),
-    ("Accuracy of the reward model", "reward_model_accuracy", True),
+# title, keys of verdict.json before and after, key in its best_of_n, is a share
+_FIGURES = (
+    ("Win rate by the judge", "", "judge_win_rate", "judge_win_rate", True),
+    ("Win rate by VADER", "", "vader_win_rate", "vader_win_rate", True),
+    ("Judge", "judge_before", "judge_after", "judge", False),
+    ("VADER", "vader_before", "vader_after", "vader", False),
+    ("Reward model", "reward_before", "reward_after", "reward", False),
+    ("KL to the SFT model", "", "kl_policy_sft", "kl", False),
+    ("Distinct-2", "distinct2_before", "distinct2_after", "", False),
+    ("Length", "length_before", "length_after", "", False),
+    ("Answers that end", "eos_rate_before", "eos_rate", "", True),
+    ("Duplicates", "duplicates_before", "duplicates", "", True),
+    ("SFT loss", "sft_loss_before", "sft_loss_after", "", False),
+    ("Accuracy of the reward model", "", "reward_model_accuracy", "", True),
 )
 
 
@@ -111,7 +86,9 @@ def verdict_numbers(verdict: Row) -> list[BigNumber]:
     if is_number(rate := verdict.get("judge_win_rate")):
         prompts = verdict.get("num_prompts")
         of = f"of {prompts:,} held-out prompts" if is_number(prompts) else "of held-out prompts"
-        found.append(BigNumber("Wins by the judge", "", _share(rate), _span(verdict.get("judge_win_rate_interval")) or of))
+        found.append(
+            BigNumber("Wins by the judge", "", share(rate), interval_words(verdict.get("judge_win_rate_interval")) or of)
+        )
     judge = as_text(verdict.get("judge", "never trained on"))
     judges = [("judge", "Judge", judge)] + ([("vader", "VADER", "a lexicon, −1 to 1")] if judge != "vader" else [])
     found += _paired_numbers(verdict, judges)
@@ -171,57 +148,29 @@ def run_words(run: RunView) -> list[str]:
 
 def comparisons(verdict: Row) -> list[Comparison]:
     """Every figure of verdict.json that is a number, before and after, with its unit and healthy range."""
+    found = verdict.get("best_of_n")
+    best = dict(found) if isinstance(found, Mapping) else {}
+    judge = as_text(verdict.get("judge", "judge"))
+    best = {"judge": best.get(judge), "judge_win_rate": best.get(f"{judge}_win_rate"), **best}
     rows = []
-    for title, key, is_share in _PAIRED:
-        before, after = verdict.get(f"{key}_before"), verdict.get(f"{key}_after")
-        if is_number(before) or is_number(after):
-            rows.append(_comparison(title, f"{key}_after", before, after, is_share))
-    if is_number(verdict.get("eos_rate")):
-        rows.append(_comparison("Answers that end", "eos_rate", verdict.get("eos_rate_before"), verdict["eos_rate"], True))
-    for title, key, is_share in _SINGLE:
-        if is_number(value := verdict.get(key)):
-            row = _comparison(title, key, None, value, is_share)
-            span = _span(verdict.get(f"{key}_interval"))
-            rows.append(Comparison(row.title, row.key, "", f"{row.after} ({span})" if span else row.after, row.unit, row.healthy))
-    best = verdict.get("best_of_n")
-    if isinstance(best, Mapping):
-        figures = ", ".join(f"{name} {number(value)}" for name, value in best.items() if is_number(value) and name != "n")
-        rows.append(
-            Comparison(f"Best of {best.get('n', 'n')} without training", "best_of_n", "", figures, "", _healthy("best_of_n"))
-        )
+    for title, before, after, best_key, is_share in _FIGURES:
+        values = [verdict.get(before), verdict.get(after), best.get(best_key)]
+        if not any(map(is_number, values)):
+            continue
+        show = share if is_share else number
+        was, now, baseline = (show(value) if is_number(value) else "" for value in values)
+        metric = find_metric(after)
+        unit, healthy = ("" if is_share or metric is None else metric.unit), (metric.healthy if metric else "")
+        rows.append(Comparison(title, was, now, interval_words(verdict.get(f"{after}_interval")), baseline, unit, healthy))
     return rows
 
 
-def chosen_samples(rows: Sequence[Row], *, judge: str = "judge", count: int = SHOWN_SAMPLES) -> list[Sample]:
-    """Up to `count` rows: the 5 that gained most by `judge`, the 5 that gained least, and the rest drawn with a fixed seed.
-
-    The gain is after - before of the judge, else of VADER, else of the reward. Rows without scores are drawn at random.
-    """
-    pairs = [row for row in rows if "before" in row and "after" in row]
-    gains = {i: gain for i, row in enumerate(pairs) if (gain := _gain(row, judge)) is not None}
-    ranked = sorted(gains, key=lambda i: (-gains[i], i))
-    each = min(_BEST, count // 4) if len(pairs) > count else min(_BEST, len(ranked) // 3)
-    tags = {i: "best" for i in ranked[:each]} | {i: "worst" for i in ranked[len(ranked) - each :]}
-    others = [i for i in range(len(pairs)) if i not in tags]
-    drawn = random.Random(0).sample(others, min(len(others), count - len(tags)))
-    order = [*ranked[:each], *reversed(ranked[len(ranked) - each :]), *sorted(drawn)]
-    return [_sample(pairs[i], tags.get(i, "random"), judge) for i in order]
-
-
-def step_samples(run: RunView, *, each: int = 3) -> list[StepSample]:
-    """Answers of the first, the middle and the last recorded step: the lowest, the middle and the highest score of each."""
-    rows = [row for row in run.samples if "completion" in row and is_number(row.get("step"))]
-    steps = sorted({row["step"] for row in rows})
-    if not steps:
-        return []
-    chosen = []
-    for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
-        here = sorted(
-            (row for row in rows if row["step"] == step), key=lambda row: row["score"] if is_number(row.get("score")) else 0.0
-        )
-        where = sorted({round(i * (len(here) - 1) / max(1, each - 1)) for i in range(each)})
-        chosen += [_step_sample(here[i]) for i in where]
-    return chosen
+def best_of(verdict: Row) -> str:
+    """How the baseline without training is called, "best of 8"; empty where there is none."""
+    best = verdict.get("best_of_n")
+    if not isinstance(best, Mapping):
+        return ""
+    return f"best of {best['n']:g}" if is_number(best.get("n")) else "best of n"
 
 
 def durations(view: ReportView) -> list[Duration]:
@@ -268,36 +217,8 @@ def length_gaps(held_out: Row) -> list[LengthGap]:
             words = f"{signed_count(low)} tokens or more"
         else:
             words = f"{signed_count(high - 1)} tokens or less" if is_number(high) else "any"
-        found.append(LengthGap(words, _share(row["accuracy"]), f"{row['count']:,.0f}"))
+        found.append(LengthGap(words, share(row["accuracy"]), f"{row['count']:,.0f}"))
     return found
-
-
-def clock(seconds: float) -> str:
-    """8.3 s, 4 min 05 s, 1 h 02 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-
-
-def signed(value: float) -> str:
-    """+1.93 or −0.21, with the minus sign of print, as wide as the plus."""
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def signed_count(value: float) -> str:
-    """+10, 0 or −9."""
-    return f"{value:+.0f}".replace("-", "−") if value else "0"
-
-
-def as_text(value: object) -> str:
-    """Text of a prompt or an answer: a string as it is, messages as role and content, anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(m, Mapping) and "content" in m for m in value):
-        return "\n".join(f"{m.get('role', '')}: {m['content']}" for m in value)
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _paired_numbers(verdict: Row, wanted: Sequence[tuple[str, str, str]]) -> list[BigNumber]:
@@ -313,51 +234,3 @@ def _figure(key: str, value: Any) -> str:
     if not is_number(value):
         return ""
     return f"{value:.1f}" if key == "length" else f"{value:.2f}" if key == "distinct2" else signed(value)
-
-
-def _comparison(title: str, key: str, before: Any, after: Any, is_share: bool) -> Comparison:
-    show = _share if is_share else number
-    metric = find_metric(key)
-    unit = "" if is_share or metric is None else metric.unit
-    was, now = (show(value) if is_number(value) else "" for value in (before, after))
-    return Comparison(title, key, was, now, unit, _healthy(key))
-
-
-def _healthy(key: str) -> str:
-    metric = find_metric(key)
-    return metric.healthy if metric else ""
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _span(interval: Any) -> str:
-    if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
-        return f"95 % interval {100 * interval[0]:.0f} to {100 * interval[1]:.0f} %"
-    return ""
-
-
-def _scored(row: Row, judge: str) -> list[str]:
-    """Names with a number before and after, the judge that decides first, the reward last. Lengths are no scores."""
-    names = [key.removesuffix("_before") for key, value in row.items() if key.endswith("_before") and is_number(value)]
-    order = {judge: 0, "judge": 1, "vader": 3, "reward": 4}
-    return sorted((n for n in names if n != "length" and is_number(row.get(f"{n}_after"))), key=lambda n: order.get(n, 2))
-
-
-def _gain(row: Row, judge: str) -> float | None:
-    names = _scored(row, judge)
-    return float(row[f"{names[0]}_after"]) - float(row[f"{names[0]}_before"]) if names else None
-
-
-def _sample(row: Row, tag: str, judge: str) -> Sample:
-    scores = tuple((name, signed(row[f"{name}_before"]), signed(row[f"{name}_after"])) for name in _scored(row, judge))
-    prompt, before, after = (as_text(row.get(key, "")).strip() for key in ("prompt", "before", "after"))
-    return Sample(tag, prompt, before, after, scores)
-
-
-def _step_sample(row: Row) -> StepSample:
-    facts = [f"{name} {number(row[name])}" for name in ("score", "kl", "length") if is_number(row.get(name))]
-    if row.get("finished") is False:
-        facts.append("cut by length")
-    return StepSample(f"{row['step']:g}", as_text(row.get("prompt", "")), as_text(row["completion"]).strip(), ", ".join(facts))
