@@ -63,6 +63,12 @@ def moved(policy: LanguageActorCritic, scale: float = 0.3, seed: int = 1) -> Lan
     return policy
 
 
+def single_tokens(tokenizer: Any) -> dict[int, str]:
+    """Tokens that their own text becomes again: what `rollout.stop_token` can name."""
+    texts = {i: tokenizer.decode([i]) for i in range(3, len(tokenizer))}
+    return {i: text for i, text in texts.items() if tokenizer(text, add_special_tokens=False)["input_ids"] == [i]}
+
+
 def random_rows(backbone: Backbone, count: int, shortest: int, longest: int, seed: int = 0) -> list[list[int]]:
     """`count` rows of ids without special tokens, of all kinds of lengths."""
     generator = torch.Generator().manual_seed(seed)
