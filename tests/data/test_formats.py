@@ -233,9 +233,9 @@ def test_a_key_is_the_prompts_alone_and_stable():
 
 
 def test_prompts_of_a_preference_file_are_used_once_each_and_that_is_said():
-    rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("x", "y", "x")]
+    rows = [{"prompt": p, "chosen": "a", "rejected": "b", "id": i} for i, p in enumerate(("x", "y", "x"))]
     data = rows_from(rows, "prompts")
-    assert [row.prompt for row in data] == ["x", "y"]
+    assert [(row.prompt, row.columns) for row in data] == [("x", {"id": 0}), ("y", {"id": 1})]  # the first row's columns
     assert data.description == (
         "the given rows: 2 prompts, format {prompt, chosen, rejected} (text); "
         "its 2 distinct prompts of 3 rows are used, the answers are not"

@@ -84,6 +84,13 @@ def test_importing_a_file_again_adds_only_what_is_new(tmp_path):
         assert store.counts().votes == 4  # the row that stands twice in the file is two votes
 
 
+def test_the_same_file_from_two_sources_is_two_votes(store, tmp_path):
+    file = written(tmp_path / "x.jsonl", ROW)
+    for source in ("human:ann", "human:bob"):
+        import_preferences(store, file, source)
+    assert store.counts().by_source == {"human:ann": 1, "human:bob": 1}
+
+
 def test_an_imported_vote_that_was_undone_is_not_brought_back_by_the_next_import(store, tmp_path):
     file = written(tmp_path / "x.jsonl", ROW)
     import_preferences(store, file)

@@ -94,6 +94,17 @@ def test_two_processes_and_two_threads_lose_and_double_no_vote(store, pair):
     assert store.counts().by_source == {f"human:{name}": 40 for name in "pqtu"}
 
 
+def test_a_vote_of_another_thread_waits_for_a_batch_and_is_not_part_of_it(store, pair):
+    with pytest.raises(RuntimeError), store.batch():
+        click = threading.Thread(target=store.vote, args=(pair, "a"), kwargs={"source": "human:ann"})
+        click.start()
+        click.join(0.2)
+        assert click.is_alive()  # not acknowledged while it could still be rolled back
+        raise RuntimeError("the import failed")
+    click.join()
+    assert store.counts().votes == 1
+
+
 def test_two_processes_that_make_the_same_store_both_succeed(tmp_path):
     code = "import sys; from surefoot.preferences import PreferenceStore; PreferenceStore.open(sys.argv[1]).add_prompt('Hi')"
     children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new.db")], env=CHILD) for _ in range(3)]

@@ -80,9 +80,12 @@ def test_sources_are_those_who_stated_a_preference_sorted_and_once():
 
 
 one_vote = st.builds(
-    lambda choice, strength: replace(VOTE, choice=choice, strength=strength if choice in ("a", "b") else None),
+    lambda choice, strength, share: replace(
+        VOTE, choice=choice, **({"strength": strength, "share": share} if choice in "ab" else {})
+    ),
     st.sampled_from(CHOICES),
     st.none() | st.integers(1, 4),
+    st.none() | st.sampled_from([0.1, 0.2, 0.3, 0.6, 0.7, 0.9]),  # their float sums depend on the order
 )
 
 
