@@ -198,7 +198,7 @@ def ppo_update(
             if not tally.norms:
                 seen = replace(seen, log_ratios=runtime.max(seen.log_ratios))
                 tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), seen)
-            if cfg.target_kl is not None and not critic_only and tally.last_kl > EARLY_STOP * cfg.target_kl:
+            if cfg.target_kl is not None and tally.last_kl > EARLY_STOP * cfg.target_kl:
                 tally.stopped_early = True
                 break
             if critic_only:
