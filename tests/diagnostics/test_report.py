@@ -12,6 +12,7 @@ import pytest
 
 from fake_run import VERDICT, evaluate_samples, ppo_metrics, reward_metrics, sft_metrics, write_demo, write_run
 from hostile import PAYLOADS
+from surefoot.diagnostics import report
 from surefoot.diagnostics.charts import MAX_POINTS, charts
 from surefoot.diagnostics.report import verdict_words, write_report
 from surefoot.diagnostics.run_view import read_report_view
@@ -55,6 +56,12 @@ class _Page(HTMLParser):
 
 def _page(folder: Path) -> _Page:
     return _Page(write_report(folder).read_text("utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves 5 MB of script out of all pages but the demo's, which is made before."""
+    monkeypatch.setattr(report, "get_plotlyjs", lambda: "const Plotly = {};")
 
 
 @pytest.fixture(scope="module")
