@@ -9,7 +9,7 @@ from surefoot.runs import hash_file, hash_folder, load_manifest
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes of all that must be identical: of a checkpoint everything but its manifest, which knows the length of timings.jsonl."""
+    """Hashes of all that must be identical; of a checkpoint all but its manifest, which knows the length of timings.jsonl."""
     assert load_manifest(path)["status"] == "done"
     newest = max(path.glob("checkpoint-*"), key=lambda folder: int(folder.name.partition("-")[2]))
     files = [path / "metrics.jsonl", path / "samples.jsonl", *newest.glob("*.safetensors"), newest / "values.json"]
