@@ -1,4 +1,4 @@
-"""Every bad input is one clear line and exit status 2, and leaves nothing half written: with the input mended, the same command runs."""
+"""Every bad input is one clear line and exit status 2, and leaves nothing half written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """`refused(words)`: the one line that the command line answers, after checking that it is one and that nothing was written."""
+    """`refused(words)`: the line that the command line answers, once it is sure that it is one and that nothing was written."""
 
     def call(*words: str, out: str = "out") -> str:
         before = {path.name for path in Path().iterdir()}
@@ -157,7 +157,7 @@ def test_a_missing_file_and_a_forgotten_one_are_two_lines_that_name_the_setting_
 ) -> None:
     assert refused(verb, TINY).startswith(f"ConfigError: {setting} is not set.")
     line = refused(verb, TINY, f"--{setting}=./none.jsonl")
-    assert line.startswith("DataError: ./none.jsonl")
+    assert line.startswith("DataError: no data at none.jsonl: the folder . has no none.jsonl. Did you mean pairs.jsonl")
 
 
 def test_mixed_formats_name_both_rows(refused: Refused) -> None:
