@@ -203,6 +203,12 @@ def test_the_implicit_prompt_of_messages_never_ends_with_the_assistant():
     assert (found, chosen) == (shared[:1], [message(A, "Ho"), message(U, "x")])
 
 
+def test_something_is_left_of_a_conversation_that_the_other_contains():
+    shorter = [message(U, "Hi"), message(A, "Ho"), message(U, "?")]
+    found, chosen, rejected, *_ = preference({"chosen": shorter, "rejected": [*shorter, message(A, "!")]})
+    assert (found, chosen, len(rejected)) == (shorter[:1], shorter[1:], 3)
+
+
 def test_a_share_below_one_half_swaps_the_answers_of_an_annotated_pair():
     votes = [{"value": name} for name in ("response2", "2", "right", "response1")]
     record = {"fields": {"prompt": "p", "response1": "a", "response2": "b"}, "responses": {"preference": votes}}
