@@ -64,6 +64,7 @@ soak: $(VENV)/.installed-dev
 	$(ONE_THREAD) SUREFOOT_SOAK=1 $(BIN)/python -m pytest -q $(PYTEST_FLAGS) -m "not browser"
 
 browser: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[browser]'
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m browser tests/browser
 
 configs: $(VENV)/.installed-dev

@@ -16,7 +16,7 @@ import torch
 
 from surefoot.config_file import load_config
 from surefoot.launch import set_threads
-from surefoot.progress import PlainProgress
+from surefoot.progress import make_progress
 from surefoot.runs import RunFolder
 from surefoot.stages import demo
 
@@ -67,7 +67,7 @@ def one_run(out: Path, seed: int, name: str, first: str, preset: str) -> dict[st
     path = out / f"{name}-{seed}"
     with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
         if not folder.is_done:
-            demo.run(cfg, folder, PlainProgress(), models=None if name == first else (out / f"{first}-{seed}").resolve())
+            demo.run(cfg, folder, make_progress(), models=None if name == first else (out / f"{first}-{seed}").resolve())
     verdict: dict[str, object] = json.loads((path / "verdict.json").read_text(encoding="utf-8"))
     return verdict
 

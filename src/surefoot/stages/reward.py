@@ -91,8 +91,8 @@ class RankingTask:
             "accuracy": agreement.sum().item(),
             "margin": (chosen - rejected).sum().item(),
             "mean_reward": both.mean().item() * len(items),
-            "min_reward": both.min().item() * len(items),
-            "max_reward": both.max().item() * len(items),
+            "min_reward": both.min().item(),
+            "max_reward": both.max().item(),
         }
 
 

@@ -6,7 +6,7 @@ The order of an epoch is drawn from (seed, epoch) alone, so the step number is t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,8 @@ MAX_SKIPPED_STEPS = 5  # non-finite steps in a row before the run stops
 class Task(Protocol):
     """What is learned.
 
-    `loss` returns the SUM over its items of what is averaged, and sums of metrics; `weight` what to divide by.
+    `loss` returns the SUM over its items of what is averaged, and sums of metrics (min_ and max_: the extremes); `weight` is what
+    to divide by.
     """
 
     def __len__(self) -> int: ...
@@ -127,9 +128,24 @@ def held_out(task: Task, micro_batch_size: int, folder: RunFolder | None = None)
         part = order[start : start + micro_batch_size]
         loss, metrics = task.loss(part)
         weight += task.weight(part)
-        for key, value in {"loss": loss.item(), **metrics}.items():
-            sums[key] = sums.get(key, 0.0) + value
-    return {key: value / max(weight, 1.0) for key, value in sums.items()}
+        sums = _with(sums, {"loss": loss.item(), **metrics})
+    return _means(sums, max(weight, 1.0))
+
+
+EXTREMES: dict[str, Callable[[float, float], float]] = {"min_": min, "max_": max}
+
+
+def _with(sums: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Sums, and the smallest or largest of metrics whose name begins with min_ or max_."""
+    out = dict(sums)
+    for key, value in more.items():
+        join = EXTREMES.get(key[:4], float.__add__)
+        out[key] = join(out[key], value) if key in out else value
+    return out
+
+
+def _means(sums: Mapping[str, float], weight: float) -> dict[str, float]:
+    return {key: value if key[:4] in EXTREMES else value / weight for key, value in sums.items()}
 
 
 def _batch(num_items: int, index: int, size: int, seed: int) -> list[int]:
@@ -143,14 +159,13 @@ def _accumulate(task: Task, items: Sequence[int], weights: Sequence[nn.Parameter
     """Gradients of the batch's mean loss, in micro-batches of like length. Returns mean metrics and the gradient norm."""
     weight = max(task.weight(items), 1.0)
     order = sorted(items, key=task.length)
-    sums: dict[str, float] = {"loss": 0.0}
+    sums: dict[str, float] = {}
     for start in range(0, len(order), size):
         loss, metrics = task.loss(order[start : start + size])
         (loss / weight).backward()
-        for key, value in {"loss": loss.item(), **metrics}.items():
-            sums[key] = sums.get(key, 0.0) + value
+        sums = _with(sums, {"loss": loss.item(), **metrics})
     norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-    return {key: value / weight for key, value in sums.items()}, float(norm)
+    return _means(sums, weight), float(norm)
 
 
 def _state(
