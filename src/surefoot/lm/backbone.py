@@ -195,8 +195,8 @@ def _check_head(backbone: Backbone) -> None:
     gap, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     if ours.shape != theirs.shape or gap > 0.02 * max(size, 1.0):
         raise ModelError(
-            f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap or "
-            f"a scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
+            f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap "
+            f"or a scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
         )
 
 
