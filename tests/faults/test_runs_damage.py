@@ -223,6 +223,14 @@ def test_a_file_name_in_a_manifest_cannot_lead_out_of_the_checkpoint(name: str, 
     assert restored_step(copy) == 2
 
 
+def test_not_even_a_proper_file_outside_the_checkpoint_is_taken_in(copy: Path) -> None:
+    content = (copy / "checkpoint-2" / "policy.safetensors").read_bytes()
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    forge(copy / "checkpoint-3", lambda body: body["files"].update({"../checkpoint-2/policy.safetensors": entry}))
+    assert restored_step(copy) == 2
+    assert "names a file or a size that cannot be" in events(copy)[0]
+
+
 def set_in(body: dict[str, Any], key: str, value: Any) -> None:
     body[key] = value
 
