@@ -176,10 +176,20 @@ def test_kl_after_is_measured_after_the_last_step_where_a_rule_of_beta_reads_it(
     assert stats.kl_after == pytest.approx(float(exact), rel=1e-4) and stats.kl_after > 1e-4
 
 
-def test_kl_after_is_that_of_the_last_minibatch_where_no_rule_reads_it() -> None:
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_kl_after_is_that_of_the_last_minibatch_where_no_rule_reads_it(objective: Any) -> None:
     policy, batch = spoiled()
-    stats = update(policy, batch, settings())
+    stats = update(policy, batch, settings(objective=objective))
     assert policy.calls == 4 and 0 < stats.approx_kl < stats.kl_after
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_advantages_are_left_as_they_are_where_whitening_is_off(whiten: bool) -> None:
+    """At ratio 1 the policy loss is minus the mean advantage: 0 when whitened."""
+    policy, batch = fresh()
+    batch = replace(batch, advantages=batch.advantages + 5)
+    stats = update(policy, batch, settings(num_mini_batches=1, num_ppo_epochs=1, whiten_advantages=whiten))
+    assert stats.loss_policy == pytest.approx(0 if whiten else -float(batch.advantages[batch.mask].mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype, gap, is_refused", [("float32", 2e-4, True), ("bfloat16", 2e-4, False), ("bfloat16", 0.03, True)])
