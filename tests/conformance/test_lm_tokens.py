@@ -203,7 +203,7 @@ def test_item_07_the_ids_that_are_trained_are_those_that_were_sampled(backbone: 
 def test_item_08_one_pair_gets_one_score_in_training_in_evaluation_and_in_ppo(backbone: Backbone, tmp_path: Path) -> None:
     codec, scorer = backbone.codec, RewardScorer(backbone, layer=1, adapter=None, seed=3)
     prompt, answers = codec.prompt_ids("the film was"), [codec.completion_ids(text) for text in (" good", " dull and long")]
-    rows = [tuple(reward_row(prompt, answer, codec.context)) for answer in answers]
+    rows = [tuple(reward_row(prompt, answer, codec)) for answer in answers]
     task_of = {
         "forward": RankingTask([PairRow(rows[0], rows[1], 0.0, 1.0)], scorer, None, use_margin=True, center_coef=0.0),
         "features": RankingTask(

@@ -159,6 +159,6 @@ def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> list[PairRow]:
     out = []
     for row in rows:
         prompt = codec.prompt_ids(row.prompt)
-        chosen, rejected = (tuple(reward_row(prompt, codec.completion_ids(c), codec.context)) for c in (row.chosen, row.rejected))
+        chosen, rejected = (tuple(reward_row(prompt, codec.completion_ids(c), codec)) for c in (row.chosen, row.rejected))
         out.append(PairRow(chosen, rejected, row.margin or 0.0, 1.0 if row.target is None else row.target))
     return out

@@ -136,17 +136,24 @@ class Codec:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self.eos_ids[0]] if end else ids
 
+    def has_ids_of(self, tokenizer: Any) -> bool:
+        """True where each of our tokens has its id in `tokenizer` too, so that our ids can be read there as they are."""
+        return self.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items()  # loading may add a token or two
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of a response, without its special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def reward_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], context: int) -> list[int]:
-    """The one input of a reward model: prompt, completion, and EOS where the answer ended, cut on the left at the context.
+def reward_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], codec: Codec) -> list[int]:
+    """The one input of a reward model: prompt, completion, EOS; cut on the left at the context.
 
-    Training, evaluation and PPO all build their rows here, so that one pair gets one score wherever it is scored.
+    Training, evaluation and PPO all build their rows here, so that one pair gets one score wherever it is scored. An answer that
+    length cut is closed with EOS too: a reward model that has seen closed answers alone reads noise in the middle of a sentence. What
+    a cut answer should lose is said openly, by `missing_eos_penalty`.
     """
-    return [*prompt_ids, *completion_ids][-context:]
+    closed = completion_ids and completion_ids[-1] in codec.eos_ids
+    return [*prompt_ids, *completion_ids, *(() if closed else codec.eos_ids[:1])][-codec.context :]
 
 
 def finished_rows(ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], stop_ids: Sequence[int]) -> Bool[Tensor, " B"]:

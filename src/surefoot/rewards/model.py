@@ -79,8 +79,7 @@ class SharedRewardModel:
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        codec = self.scorer.backbone.codec
-        rows = _rows(prompts, completions, codec.context)
+        rows = _rows(prompts, completions, self.scorer.backbone.codec)
         raw = _in_batches(self.scorer, rows, self.batch_size)
         return _scores(raw, self.facts)
 
@@ -94,7 +93,7 @@ class SeparateRewardModel:
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
         if self.reads_ids:
-            rows = _rows(prompts, completions, self.codec.context)
+            rows = _rows(prompts, completions, self.codec)
         else:
             rows = [self.text_row(p + c) for p, c in zip(prompts.text, completions.text, strict=True)]
         return _scores(_in_batches(self._raw, rows, self.batch_size), self.facts)
@@ -135,7 +134,7 @@ def _separate(folder: Path, facts: RewardFacts, backbone: Backbone, batch_size: 
         raise ModelError(f"reward_source.source = {str(folder)!r} cannot be loaded as a reward model: {first}") from error
     if model.config.num_labels != 1:
         raise ModelError(f"reward_source.source = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
-    same = tokenizer.get_vocab() == backbone.codec.tokenizer.get_vocab()
+    same = backbone.codec.has_ids_of(tokenizer)
     tokenizer.truncation_side = "left"  # a long prompt is cut at its beginning, so that the answer is read whole
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.pad_token_id
     if pad is None:
@@ -161,9 +160,9 @@ def _score_weight(folder: Path) -> Tensor:
     raise ModelError(f"{folder} holds no head named score. Train the reward model again.")
 
 
-def _rows(prompts: Prompts, completions: Completions, context: int) -> list[list[int]]:
+def _rows(prompts: Prompts, completions: Completions, codec: Codec) -> list[list[int]]:
     return [
-        reward_row(p[pm].tolist(), c[cm].tolist(), context)
+        reward_row(p[pm].tolist(), c[cm].tolist(), codec)
         for p, pm, c, cm in zip(prompts.ids, prompts.mask, completions.ids, completions.mask, strict=True)
     ]
 
