@@ -278,6 +278,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(copy: Path) -> None:
         path.unlink()
         os.mkfifo(path)
     assert restored_step(copy) == 2
+    assert events(copy)[0] == "checkpoint-3 is damaged (manifest.json is no plain file); went back to checkpoint-2"
 
 
 def test_a_newer_format_is_an_error_that_names_both_numbers_and_not_damage(copy: Path) -> None:
