@@ -20,6 +20,7 @@ from surefoot.lm.logits import token_statistics
 from surefoot.lm.tokens import Context, joined_rows, states_before
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder
+from surefoot.stages.inputs import digest
 from surefoot.stages.judging import Judge, verdicts
 from surefoot.types import Completions, Prompts, RewardSource, RolloutEngine, Scores
 
@@ -181,6 +182,8 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     from surefoot.build import build_evaluate
 
     parts = build_evaluate(cfg, progress.say, **given)
+    models = {"model": parts.policy.fingerprint, "against": parts.reference.fingerprint}
+    folder.declare({**models, "prompts": digest(parts.prompts.ids)})
     folder.restore()  # an interrupted evaluation begins again: it is short, and nothing of it is half written
     progress.start("evaluate", min(cfg.evaluate.num_prompts, len(parts.prompts)), "prompts")
     rows: list[dict[str, object]] = []

@@ -19,6 +19,7 @@ from surefoot.lm.batches import PromptSet, text_of
 from surefoot.preferences import Choice, PreferenceStore
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State
+from surefoot.stages.inputs import digest
 from surefoot.types import Completions, Prompts, RolloutEngine
 
 Annotator = Callable[[str, str, str], str]  # (prompt, a, b) -> "a", "b" or "tie"
@@ -127,6 +128,7 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     from surefoot.build import build_pairs
 
     parts = build_pairs(cfg, progress.say, **given)
+    folder.declare({"prompts": digest(parts.prompts.ids)})
     path = Path(cfg.pairs.store) if cfg.pairs.store else folder.path / "preferences.db"
     progress.start("pairs", total_prompts(parts, cfg), "prompts")
     with PreferenceStore.open(path) as store:

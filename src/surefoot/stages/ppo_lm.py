@@ -21,6 +21,7 @@ from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State, flatten_optimizer, read_jsonl, restore_optimizer
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.cards import write_card
+from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
 from surefoot.stages.rollouts import Rollout, RunningDeviation, rollout, sample_rows
 from surefoot.types import RewardSource, RolloutEngine, Runtime, UpdateStats
@@ -267,6 +268,8 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     from surefoot.build import build_ppo
 
     parts = build_ppo(cfg, progress.say, **given)
+    reward = source_digest(cfg.reward_source.source)
+    folder.declare({"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward})
     progress.start("ppo", cfg.ppo.num_updates, "updates")
     for step in steps(parts, cfg, folder):
         tokens = int(step.rollout.batch.mask.sum())

@@ -22,6 +22,7 @@ from surefoot.progress import Progress
 from surefoot.rewards.model import RewardFacts, save_reward_model
 from surefoot.runs import RunFolder
 from surefoot.stages.cards import write_card
+from surefoot.stages.inputs import digest
 from surefoot.stages.supervised import FitStep, fit, total_steps
 
 Row = tuple[int, ...]
@@ -156,6 +157,8 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     from surefoot.build import build_reward
 
     parts = build_reward(cfg, folder.path, progress.say, **given)
+    rows = {name: digest(task.pairs) for name, task in (("train", parts.train), ("validation", parts.validation))}
+    folder.declare({"model": parts.scorer.backbone.fingerprint, **rows})
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)

@@ -16,6 +16,7 @@ from surefoot.lm.batches import CompletionTask
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder
 from surefoot.stages.cards import write_card
+from surefoot.stages.inputs import digest
 from surefoot.stages.supervised import FitStep, fit, total_steps
 
 ADAPTER = "sft"
@@ -54,6 +55,8 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     from surefoot.build import build_sft
 
     parts = build_sft(cfg, progress.say, **given)
+    rows = {name: digest(task.rows) for name, task in (("train", parts.train), ("validation", parts.validation))}
+    folder.declare({"model": parts.backbone.fingerprint, **rows})
     progress.start("sft", total_steps(len(parts.train), cfg.sft), "steps")
     figures: dict[str, object] = {}
     for step in steps(parts, cfg, folder):
