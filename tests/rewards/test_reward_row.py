@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from surefoot.lm.tiny import tiny_tokenizer
 from surefoot.lm.tokens import Codec, reward_row
 

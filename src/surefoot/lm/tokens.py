@@ -149,8 +149,8 @@ def reward_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], codec: 
     """The one input of a reward model: prompt, completion, EOS; cut on the left at the context.
 
     Training, evaluation and PPO all build their rows here, so that one pair gets one score wherever it is scored. An answer that
-    length cut is closed with EOS too: a reward model that has seen closed answers alone reads noise in the middle of a sentence. What
-    a cut answer should lose is said openly, by `missing_eos_penalty`.
+    length cut is closed with EOS too: a reward model that has seen closed answers alone reads noise in the middle of a sentence.
+    What a cut answer should lose is said openly, by `missing_eos_penalty`.
     """
     closed = completion_ids and completion_ids[-1] in codec.eos_ids
     return [*prompt_ids, *completion_ids, *(() if closed else codec.eos_ids[:1])][-codec.context :]
