@@ -176,6 +176,20 @@ def test_kl_after_is_measured_after_the_last_step_where_a_rule_of_beta_reads_it(
     assert stats.kl_after == pytest.approx(float(exact), rel=1e-4) and stats.kl_after > 1e-4
 
 
+def test_ratio_and_explained_variance_have_the_values_of_hand() -> None:
+    """Ratio 1 in the first epoch and 1.5 in the second, nothing moves: mean 1.25, variance 0.25^2, maximum 1.5."""
+    policy, batch = spoiled(0.0, math.log(1.5))
+    cfg = settings(num_mini_batches=1)
+    optimizer = make_optimizer(policy, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    stats = update(policy, batch, cfg, optimizer=optimizer)
+    assert (stats.ratio_mean, stats.ratio_var, stats.ratio_max) == pytest.approx((1.25, 0.0625, 1.5), rel=1e-5)
+    gap, returns = (batch.returns - batch.values_old)[batch.mask], batch.returns[batch.mask]
+    expected = 1 - gap.var(unbiased=False) / returns.var(unbiased=False)
+    assert stats.explained_variance == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_an_update_by_sequence_divides_by_rows() -> None:
     """The gradient as well: plain SGD moves the critic's bias by the learning rate times the mean over rows of the mean gap."""
     policy, batch = fresh()
