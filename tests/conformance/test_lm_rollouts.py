@@ -82,7 +82,7 @@ def test_item_24_behind_eos_is_nothing_and_a_cut_answer_follows_the_stated_rule(
     batch = _rolled(policy, answers, [1.0, 1.0], cfg, finished=[True, False]).batch
     behind = policy.evaluate(batch.states, batch.actions).next_values[:, -1]
     assert behind.abs().min() > 0.01
-    # gamma = lambda = 1: every return is what is still to come, the score, and behind a cut V of the cut state where it is asked for
+    # gamma = lambda = 1: a return is what is still to come, the score, and behind a cut V of the cut state if that is asked for
     assert batch.returns[0].tolist() == pytest.approx([1.0] * 3, abs=1e-5)
     assert batch.returns[1].tolist() == pytest.approx([1.0 + (behind[1].item() if bootstrap_cut else 0.0)] * 3, abs=1e-5)
 
