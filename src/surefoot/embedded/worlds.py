@@ -5,8 +5,10 @@ sentences, ratings as votes, prompts and judges. Real ones, and a small made-up 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from surefoot.embedded.named_judges import named_judge
 Rows = list[dict[str, Any]]
 PROMPT_WORDS = 3
 PAIRS_PER_SENTENCE = 20
+TINY_SENTENCES = 2_000
+TINY_PAIRS = 20  # an opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +62,22 @@ def tiny_world(seed: int) -> DemoWorld:
     """Made-up reviews with made-up raters; nothing is fetched."""
     from surefoot.embedded import tiny_world as tiny
 
-    texts = sorted(set(tiny.sentences(1500, seed)))
+    texts = sorted(set(tiny.sentences(TINY_SENTENCES, seed)))
     sets: dict[int, list[str]] = {0: [], 1: [], 2: []}
     for text in texts:
         sets[tiny.bucket(opened(text)["prompt"])].append(text)
+    draw = random.Random(seed)
     votes: Rows = []
-    for text, other in zip(sets[0], sets[0][1:], strict=False):
-        (a, b), (ra, rb) = (opened(text), opened(other)), (tiny.rating(text, seed), tiny.rating(other, seed))
-        if a["prompt"] == b["prompt"]:
-            won, lost = (a, b) if ra >= rb else (b, a)
-            votes.append({"prompt": a["prompt"], "chosen": won["completion"], "rejected": lost["completion"], "tie": ra == rb})
+    for opening, group in groupby(sets[0], key=lambda text: opened(text)["prompt"]):
+        every = list(combinations(group, 2))
+        for one, other in draw.sample(every, min(len(every), TINY_PAIRS)):
+            (high, won), (low, lost) = sorted(((tiny.rating(text, seed), text) for text in (one, other)), reverse=True)
+            chosen, rejected = opened(won)["completion"], opened(lost)["completion"]
+            votes.append({"prompt": opening, "chosen": chosen, "rejected": rejected, "tie": high == low})
     openings = sorted({vote["prompt"] for vote in votes})
     held_out = set(openings[::3])
     return DemoWorld(
-        sentences=[opened(text) for text in sets[0]],
+        sentences=[opened(text) for text in draw.sample(sets[0], len(sets[0]))],
         votes=[vote for vote in votes if vote["prompt"] not in held_out],
         held_out_votes=[vote for vote in votes if vote["prompt"] in held_out],
         ppo_prompts=sorted({opened(text)["prompt"] for text in sets[1]}),

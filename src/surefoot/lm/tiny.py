@@ -72,7 +72,7 @@ def tiny_model_folder() -> Path:
     cache = Path(
         os.environ.get("SUREFOOT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "surefoot"
     )
-    folder = cache / "tiny-1"
+    folder = cache / "tiny-2"
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
