@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from surefoot.config import ModelConfig, PPOConfig
-from surefoot.embedded.tiny_world import vocabulary_texts
 from surefoot.lm.backbone import Backbone, from_objects
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tiny import tiny_model, tiny_tokenizer
@@ -20,8 +19,16 @@ from surefoot.types import Completions, Prompts, Scores
 CRITICS: tuple[Literal["detached", "shared", "adapter", "model"], ...] = ("detached", "shared", "adapter", "model")
 
 
+TEXTS = tuple(
+    f"the {noun} {verb} {word} and {other} ."
+    for noun in ("film", "plot", "cast", "score", "music", "humor", "script", "ending")
+    for verb in ("was", "seemed", "looked", "felt")
+    for word, other in (("good", "superb"), ("rather dull", "long"), ("very fine", "moving"), ("awful", "bad"))
+)
+
+
 def make_tokenizer() -> Any:
-    return tiny_tokenizer([*vocabulary_texts()[:300], "a joy \N{SLIGHTLY SMILING FACE}"])
+    return tiny_tokenizer([*TEXTS, "a joy \N{SLIGHTLY SMILING FACE}"])
 
 
 def make_model(tokenizer: Any) -> Any:

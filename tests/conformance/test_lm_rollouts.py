@@ -13,6 +13,7 @@ import torch
 
 from surefoot.api import RewardRun
 from surefoot.config import Config, PPOConfig, RolloutConfig
+from surefoot.core import clipped_value_loss, value_loss
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet, prompt_set
 from surefoot.lm.data import rows_from
@@ -120,7 +121,7 @@ def test_item_28_a_tether_in_the_reward_is_the_whole_return_and_adds_no_gradient
     answers = random_rows(backbone, 4, 2, 5)
     cfg = plain_ppo(kl_coef=1.0, kl_estimator=estimator)
     seen = _rolled(policy, answers, [0.0] * 4, cfg)
-    assert (seen.sequence_kl.abs() > 0.01).all()
+    assert (seen.sequence_kl.abs() > 0.001).all()
     assert torch.allclose(seen.batch.returns[:, 0], -seen.sequence_kl, atol=1e-5)
     assert torch.equal(_gradient(policy, seen, cfg, kl_coef=1.0), _gradient(policy, seen, cfg, kl_coef=0.0))
     merged = backbone.merged("policy").model
@@ -292,3 +293,9 @@ def test_item_56_every_metric_is_invariant_to_padding(model: Any, tokenizer: Any
         assert one.keys() == other.keys() and len(one) > 30
         for key, value in one.items():
             assert other[key] == pytest.approx(value, rel=2e-4, abs=2e-6), key
+
+
+def test_item_37_a_value_inside_its_range_is_not_clipped_by_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, values_old, returns = 0.05 * torch.randn(3, 5000, generator=generator)  # all within 0.5 of each other
+    assert torch.equal(clipped_value_loss(values, values_old, returns, cliprange=0.5), value_loss(values, returns))

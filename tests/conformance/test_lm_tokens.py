@@ -22,6 +22,7 @@ from surefoot.rollout.local import LocalEngine
 from surefoot.stages.reward import Features, RankingTask
 from surefoot.stages.rollouts import penalised
 from surefoot.types import Completions, Prompts
+from tiny_language import TEXTS as VOCABULARY
 from tiny_language import (
     context_of,
     make_backbone,
@@ -227,14 +228,10 @@ def wordpiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from surefoot.embedded.tiny_world import vocabulary_texts
-
     raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     raw.normalizer, raw.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    raw.train_from_iterator(
-        vocabulary_texts()[:300], trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    )
+    raw.train_from_iterator(VOCABULARY, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False))
     raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
