@@ -106,7 +106,7 @@ def whole(stages: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 def appears() -> Any:
     """`appears(path)` waits until a file exists."""
 
-    def wait(path: Path, seconds: float = 20.0) -> None:
+    def wait(path: Path, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not path.exists():
             assert time.monotonic() < deadline, f"{path} never appeared"

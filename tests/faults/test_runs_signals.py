@@ -64,9 +64,8 @@ def test_signals_at_random_moments_exit_75_or_find_the_run_done(forks: Any, tmp_
         time.sleep(chance.uniform(0.01, 0.05))
         os.kill(child.pid, chance.choice(SIGNALS))
         statuses.append(child.wait())
-    assert set(statuses) <= {0, 75, -signal.SIGTERM, -signal.SIGINT}, (
-        statuses
-    )  # negative: before the folder was open or after it closed
+    # negative: the signal came before the folder was open, or after it was closed
+    assert set(statuses) <= {0, 75, -signal.SIGTERM, -signal.SIGINT}, statuses
     assert 75 in statuses
     for number in range(4):
         path = tmp_path / f"run-{number}"

@@ -89,11 +89,12 @@ def hold(path: str, orphan: bool = False) -> None:
 
 
 def stuck(path: str) -> None:
-    """Never comes to a safe point."""
+    """Comes to no safe point for longer than any test waits."""
     with RunFolder.open(Path(path), verb="sft", cfg=Config()):
         Path(path, "held").touch()
         sys.stdout.write("not flushed")
-        while True:
+        deadline = time.monotonic() + 60  # not for ever: a test that is itself killed leaves nothing running
+        while time.monotonic() < deadline:
             time.sleep(0.01)
 
 

@@ -83,7 +83,17 @@ def test_every_file_and_folder_is_synced_before_the_rename_and_the_parent_after_
         monkeypatch.setattr(os, "fsync", noted_sync)
         monkeypatch.setattr(os, "rename", noted_rename)
         folder.save(1, State({"policy": {}, "optimizer": {}}, {}))
+        saving = list(events)
+        events.clear()
+        with folder.final() as final:
+            (final / "deep").mkdir()
+            (final / "deep" / "weights").write_text("1")
+            (final / "card").write_text("2")
         monkeypatch.undo()
+    where = events.index("rename to final")
+    assert {"deep", "weights", "card", f".final.tmp-{os.getpid()}"} == set(events[:where])
+    assert events[where + 1] == "run"
+    events = saving
     where = events.index("rename to checkpoint-1")
     files = {"metrics.jsonl", "policy.safetensors", "optimizer.safetensors", "values.json", "manifest.json"}
     assert files | {f".checkpoint-1.tmp-{os.getpid()}"} <= set(events[:where])
