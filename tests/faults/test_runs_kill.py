@@ -86,8 +86,8 @@ def test_a_line_that_was_being_written_when_the_machine_died_is_cut_off(
 def kill_until_done(forks: Any, path: Path, chance: random.Random, kills: int) -> int:
     """Runs and kills at random moments until the run is done or `kills` are spent; returns the number of kills."""
     for number in range(kills):
-        child = forks.start("train", path, steps=STEPS, pause=0.002)
-        time.sleep(chance.uniform(0.0, 0.08))
+        child = forks.start("train", path, steps=STEPS, pause=0.005)
+        time.sleep(chance.uniform(0.0, 0.3))
         os.kill(child.pid, signal.SIGKILL)
         if child.wait() == 0:
             return number
