@@ -73,14 +73,16 @@ class Estimate:
         self._total = total
         self._clock = clock
         self._began = clock()
-        self._first: int | None = None
+        self._first: tuple[int, float] | None = None  # a step and when it was done
 
     def seconds_left(self, step: int) -> float | None:
-        """None where nothing can be said: the first step's length is known only when it ends, and it ends at the first call."""
+        """None where nothing can be said: at a first step beyond 1, which may be a resumed one or a whole batch."""
+        now = self._clock()
         if self._first is None:
-            self._first = step - 1
-        done = step - self._first
-        return (self._clock() - self._began) / done * max(self._total - step, 0) if done > 0 else None
+            self._first = (0, self._began) if step == 1 else (step, now)
+        first, since = self._first
+        done = step - first
+        return (now - since) / done * max(self._total - step, 0) if done > 0 else None
 
 
 def figures(verb: str, metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -57,11 +57,20 @@ def test_the_estimate_counts_the_steps_of_this_process_alone():
     clock = Clock()
     estimate = Estimate(100, clock)
     clock.now = 2.0
-    assert estimate.seconds_left(41) == 59 * 2.0  # resumed at 40: one step done in 2 s, 59 are left
+    assert estimate.seconds_left(41) is None  # resumed at 40, or a batch of 41: nothing tells
     clock.now = 6.0
-    assert estimate.seconds_left(43) == 57 * 2.0
+    assert estimate.seconds_left(43) == 57 * 2.0  # two steps in 4 s
     assert estimate.seconds_left(100) == 0.0
     assert estimate.seconds_left(101) == 0.0
+
+
+def test_a_batch_of_many_steps_is_not_taken_for_one():
+    clock = Clock()
+    estimate = Estimate(256, clock)
+    clock.now = 60.0
+    assert estimate.seconds_left(64) is None
+    clock.now = 120.0
+    assert estimate.seconds_left(128) == 120.0
 
 
 def test_a_step_that_comes_again_does_not_divide_by_zero():
