@@ -25,7 +25,7 @@ from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts
-from surefoot.stages.reward import Features, RankingTask, RewardParts
+from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
 from surefoot.stages.sft import SFTParts, prepare
 from surefoot.types import RewardSource, RolloutEngine
 
@@ -74,7 +74,14 @@ def build_sft(cfg: Config, say: Say, *, model: Any = None, train: Rows | None = 
 
 
 def build_reward(
-    cfg: Config, folder: Path | None, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None
+    cfg: Config,
+    folder: Path | None,
+    say: Say,
+    *,
+    model: Any = None,
+    train: Rows | None = None,
+    validation: Rows | None = None,
+    heed: Heed = unheeding,
 ) -> RewardParts:
     backbone = backbone_of(model, cfg.model)
     if cfg.reward.method == "full":
@@ -97,7 +104,7 @@ def build_reward(
     if cfg.reward.method == "head":
         every = [row for part in pairs for pair in part for row in (pair.chosen, pair.rejected)]
         say(f"features: states of {len(set(every))} answers at layer {scorer.layer}, computed once")
-        features = Features(scorer, every, folder, 2 * cfg.reward.micro_batch_size)
+        features = Features(scorer, every, folder, 2 * cfg.reward.micro_batch_size, heed)
     train_task, held_out_task = (
         RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef)
         for part in pairs
@@ -203,7 +210,7 @@ def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str,
 
 def _same_tokens(first: Backbone, second: Backbone, setting: str) -> None:
     """Raises ConfigError where two models number their tokens differently: one's prompts would be noise to the other."""
-    if first.codec.tokenizer.get_vocab() != second.codec.tokenizer.get_vocab():
+    if not first.codec.has_ids_of(second.codec.tokenizer):
         raise ConfigError(f"{setting}: {first.source} and {second.source} have different tokenizers. Name models that share one.")
 
 

@@ -22,6 +22,7 @@ from tiny_run import serve
 from surefoot.config import Config
 from surefoot.embedded.tiny_world import sentences, vocabulary_texts
 from surefoot.embedded.worlds import opened
+from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tiny import tiny_model, tiny_tokenizer
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder
@@ -149,6 +150,24 @@ class Look:
     called = Called(lambda: torch.zeros(()), stop_at=1)
 
 
+def run_features(path: str) -> None:
+    """A reward model's features, whose first batch of two answers asks this process to stop."""
+    count = 0
+    features = RewardScorer.features
+
+    def stopping(scorer: RewardScorer, rows: list[list[int]]) -> torch.Tensor:
+        nonlocal count
+        print("called", file=sys.stderr, flush=True)
+        count += 1
+        if count == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return features(scorer, rows)
+
+    RewardScorer.features = stopping  # type: ignore[method-assign]
+    given = {"train": PAIRS, "validation": PAIRS[:4]}
+    _run("reward", reward, path, PLAIN, given, reward={"micro_batch_size": 1})
+
+
 def run_look(path: str) -> None:
     """The look at held-out items before the first step."""
     cfg = Config()
@@ -159,7 +178,7 @@ def run_look(path: str) -> None:
             pass
 
 
-ALL = (run_sft, run_reward, run_pairs, run_clip, run_penalty, run_evaluate, run_look)
+ALL = (run_sft, run_reward, run_pairs, run_clip, run_penalty, run_evaluate, run_features, run_look)
 JOBS = {job.__name__.removeprefix("run_"): job for job in ALL}
 
 

@@ -149,9 +149,8 @@ class RunFolder:
         """
         if STOP.requested is None:
             return
-        saved = (
-            "Nothing was saved yet, so it starts again" if self._saved is None else f"It goes on from checkpoint-{self._saved}"
-        )
+        newest = next((path.name for _, path in checkpoint.checkpoints_in(self.path)), None)
+        saved = "Nothing was saved yet, so it starts again" if newest is None else f"It goes on from {newest}"
         raise Interrupted(
             f"{self.path}: stopped by {STOP.requested}. {saved} with the same command (--resume auto is the default)."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ from surefoot.stages.inputs import digest
 from surefoot.stages.supervised import FitStep, fit, total_steps
 
 Row = tuple[int, ...]
+Heed = Callable[[], None]  # raises Interrupted where a stop was asked for
+
+
+def unheeding() -> None:
+    """Where nobody asks for a stop."""
 
 
 class Features:
@@ -34,7 +39,9 @@ class Features:
     The scorer's scale becomes the deviation of each feature over these rows.
     """
 
-    def __init__(self, scorer: RewardScorer, rows: Sequence[Row], folder: Path | None, batch_size: int) -> None:
+    def __init__(
+        self, scorer: RewardScorer, rows: Sequence[Row], folder: Path | None, batch_size: int, heed: Heed = unheeding
+    ) -> None:
         unique = sorted(set(rows), key=lambda row: (len(row), row))
         self.place = {row: i for i, row in enumerate(unique)}
         width = scorer.backbone.width
@@ -42,6 +49,7 @@ class Features:
             self.table = torch.from_file(file.name, shared=True, size=len(unique) * width, dtype=torch.float32).reshape(-1, width)
         with torch.no_grad():
             for start in range(0, len(unique), batch_size):
+                heed()
                 part = [list(row) for row in unique[start : start + batch_size]]
                 self.table[start : start + len(part)] = scorer.features(part).cpu()
             scorer.scale.copy_(self.table.std(0).clamp(min=1e-4))
@@ -113,10 +121,11 @@ def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> I
 
 
 @torch.no_grad()
-def normalisation(task: RankingTask, batch_size: int) -> tuple[float, float]:
+def normalisation(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> tuple[float, float]:
     """Mean and deviation of raw scores over the answers trained on, each pair's two."""
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(task), batch_size):
+        heed()
         raw = torch.cat(task.scores(range(start, min(start + batch_size, len(task))))).double()
         gap, total = raw.mean().item() - mean, count + len(raw)
         squares += ((raw - raw.mean()) ** 2).sum().item() + gap * gap * count * len(raw) / total  # Chan et al. 1983
@@ -125,7 +134,7 @@ def normalisation(task: RankingTask, batch_size: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def held_out_figures(task: RankingTask, batch_size: int) -> dict[str, object]:
+def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
     """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
     decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
     if not decided:
@@ -133,6 +142,7 @@ def held_out_figures(task: RankingTask, batch_size: int) -> dict[str, object]:
     scores: tuple[list[float], list[float]] = ([], [])
     lengths: tuple[list[int], list[int]] = ([], [])
     for start in range(0, len(decided), batch_size):
+        heed()
         items = decided[start : start + batch_size]
         for i, first, second in zip(items, *(side.tolist() for side in task.scores(items)), strict=True):
             pair, won = task.pairs[i], 0 if task.pairs[i].target > 0.5 else 1
@@ -156,15 +166,15 @@ def held_out_figures(task: RankingTask, batch_size: int) -> dict[str, object]:
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
 
-    parts = build_reward(cfg, folder.path, progress.say, **given)
+    parts = build_reward(cfg, folder.path, progress.say, heed=folder.check_stop, **given)
     rows = {name: digest(task.pairs) for name, task in (("train", parts.train), ("validation", parts.validation))}
     folder.declare({"model": parts.scorer.backbone.fingerprint, **rows})
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)
     size = cfg.reward.batch_size
-    mean, deviation = normalisation(parts.train, size) if cfg.reward.normalize else (0.0, 1.0)
-    figures = held_out_figures(parts.validation, size)
+    mean, deviation = normalisation(parts.train, size, folder.check_stop) if cfg.reward.normalize else (0.0, 1.0)
+    figures = held_out_figures(parts.validation, size, folder.check_stop)
     backbone = parts.scorer.backbone
     facts = RewardFacts(cfg.reward.method, parts.scorer.layer, backbone.fingerprint, mean, deviation)
     with folder.final() as final:
