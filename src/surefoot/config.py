@@ -258,9 +258,9 @@ class RewardSourceConfig(Section):
 
 class EvaluateConfig(Section):
     num_prompts: PositiveInt = Field(256, description="held-out prompts, one answer of each model to each")
-    judges: tuple[str, ...] = Field((), description="vader, minilm, a reward-model folder, or module:function")
+    judges: tuple[str, ...] = Field((), description="vader, minilm, gold (the tiny world's), or module:function of texts")
     best_of: ZeroOrMoreInt = Field(0, description="n of the best-of-n baseline; 0: off")
-    against: str | None = Field(None, description="model to compare with; default: the reference in the run's manifest")
+    against: str | None = Field(None, description="model to compare with, for example runs/sft/final")
 
 
 class ControlConfig(Section):
