@@ -32,6 +32,8 @@ from tiny_language import (
     moved,
     plain_ppo,
     random_rows,
+    sharpened,
+    single_tokens,
     their_logp,
 )
 
@@ -103,7 +105,21 @@ def test_item_02_log_probs_and_values_do_not_depend_on_left_padding(backbone: Ba
     assert (plain.values - padded.values).abs().max() < 1e-5
 
 
-def test_item_03_greedy_generation_is_equal_with_and_without_pads(backbone: Backbone) -> None:
+def _absolute_positions(model: Any) -> Any:
+    """A GPT-2, whose embeddings know absolute positions; a Llama's attention sees distances alone and forgives a shift."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids))
+    return sharpened(made.eval())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_item_03_greedy_generation_is_equal_with_and_without_pads(model: Any, tokenizer: Any, kind: str) -> None:
+    backbone = make_backbone(_absolute_positions(model) if kind == "gpt2" else model, tokenizer)
     engine = LocalEngine(backbone, RolloutConfig(response_length=12, top_k=1), adapter=None)
     alone = [engine.generate(_prompts(backbone, (text,)), torch.Generator()).ids[0].tolist() for text in TEXTS]
     for extra in (0, 7):
@@ -135,6 +151,22 @@ def test_item_04_log_probs_values_and_rewards_do_not_depend_on_who_stands_beside
     together = numbers(list(range(8)), 8)
     for shuffled in (numbers(order, 8), numbers(order, 3), numbers(order, 1)):
         assert torch.allclose(together, shuffled, atol=1e-5)
+
+
+def test_item_04_a_sampled_answer_does_not_depend_on_who_is_decoded_beside_it(backbone: Backbone) -> None:
+    prompts = make_prompts(random_rows(backbone, 12, 1, 20, seed=1), 0)
+    stops = tuple(single_tokens(backbone.codec.tokenizer).values())[::4]  # some rows end early and leave the batch
+
+    def answers(size: int) -> Completions:
+        cfg = RolloutConfig(response_length=6, batch_size=size, stop_token=stops)
+        return LocalEngine(backbone, cfg, adapter=None).generate(prompts, torch.Generator().manual_seed(3))
+
+    together = answers(64)
+    assert together.finished.any() and len(set(together.mask.sum(1).tolist())) > 2
+    for size in (1, 5):
+        apart = answers(size)
+        assert torch.equal(apart.ids, together.ids) and torch.equal(apart.finished, together.finished)
+        assert torch.allclose(apart.logp_sampler, together.logp_sampler, atol=1e-5)
 
 
 def test_item_05_an_eos_inside_the_prompt_is_not_the_answers(backbone: Backbone) -> None:
