@@ -104,7 +104,13 @@ class RewardRun:
         self.parts = build_reward(
             self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation
         )
-        self._steps = _stepped(out, "reward", self.config, lambda folder: reward.steps(self.parts, self.config, folder))
+        self._facts: RewardFacts | None = None
+        self._steps = _stepped(out, "reward", self.config, self._learn)
+
+    def _learn(self, folder: RunFolder | None) -> Iterator[FitStep]:
+        for step in reward.steps(self.parts, self.config, folder):
+            self._facts = None  # of weights that have moved
+            yield step
 
     def __iter__(self) -> Iterator[FitStep]:
         return self._steps
@@ -122,16 +128,19 @@ class RewardRun:
 
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
         """Scores of answers, normalised by the answers it was trained on."""
-        return SharedRewardModel(self.parts.scorer, self._facts(), self.config.reward.batch_size).score(prompts, completions)
+        return SharedRewardModel(self.parts.scorer, self._known(), self.config.reward.batch_size).score(prompts, completions)
 
     def save(self, folder: str | Path) -> None:
         """Writes what AutoModelForSequenceClassification loads, and reward.json."""
-        save_reward_model(self.parts.scorer, self._facts(), Path(folder))
+        save_reward_model(self.parts.scorer, self._known(), Path(folder))
 
-    def _facts(self) -> RewardFacts:
-        cfg, scorer = self.config.reward, self.parts.scorer
-        mean, deviation = reward.normalisation(self.parts.train, cfg.batch_size) if cfg.normalize else (0.0, 1.0)
-        return RewardFacts(cfg.method, scorer.layer, scorer.backbone.fingerprint, mean, deviation)
+    def _known(self) -> RewardFacts:
+        """Mean and deviation over all training answers, measured once for the weights as they are: PPO scores often."""
+        if self._facts is None:
+            cfg, scorer = self.config.reward, self.parts.scorer
+            mean, deviation = reward.normalisation(self.parts.train, cfg.batch_size) if cfg.normalize else (0.0, 1.0)
+            self._facts = RewardFacts(cfg.method, scorer.layer, scorer.backbone.fingerprint, mean, deviation)
+        return self._facts
 
 
 class PPORun:

@@ -210,6 +210,26 @@ def test_item_33_the_statistics_that_normalise_a_reward_model_are_saved_with_it(
     assert not torch.allclose(raw.score(prompts, answers).value, scores, atol=0.1)
 
 
+def test_item_33_the_statistics_are_measured_once_for_the_weights_as_they_are(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surefoot.stages import reward
+
+    measured: list[tuple[float, float]] = []
+    plain = reward.normalisation
+    monkeypatch.setattr(reward, "normalisation", lambda task, size: measured.append(plain(task, size)) or measured[-1])
+    pairs = [{"prompt": "the film was", "chosen": " good .", "rejected": " bad ."}]  # two answers, one of them alone in a batch
+    settings = {"reward.num_epochs": 3, "data.validation_share": 0, "reward.learning_rate": 0.1}
+    run = RewardRun(make_backbone(model, tokenizer), train=pairs, settings=settings)
+    prompts, answers = make_prompts([[5, 6]] * 2, 0), make_completions([[7, 2], [8, 2]], 0)
+    before = run.score(prompts, answers).value
+    for _ in range(3):
+        next(iter(run))
+        assert torch.equal(run.score(prompts, answers).value, run.score(prompts, answers).value)
+    assert len(measured) == len(set(measured)) == 4
+    assert before.isfinite().all() and not torch.equal(run.score(prompts, answers).value, before)
+
+
 def test_item_33_a_head_is_never_put_on_another_model_that_was_given_as_an_object(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:

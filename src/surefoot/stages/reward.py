@@ -52,7 +52,7 @@ class Features:
                 heed()
                 part = [list(row) for row in unique[start : start + batch_size]]
                 self.table[start : start + len(part)] = scorer.features(part).cpu()
-            scorer.scale.copy_(self.table.std(0).clamp(min=1e-4))
+            scorer.scale.copy_(self.table.std(0, correction=0).clamp(min=1e-4))
 
     def of(self, rows: Sequence[Row]) -> Float[Tensor, "B D"]:
         return self.table[[self.place[row] for row in rows]]
