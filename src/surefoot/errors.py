@@ -43,3 +43,9 @@ class Interrupted(SurefootError):
     """SIGTERM or SIGINT arrived; the last complete state is saved and `--resume auto` goes on from it."""
 
     exit_status = 75
+
+
+def told(error: BaseException) -> str:
+    """An exception of somebody else's code within a line of ours: its type and what it says, ends of line made spaces."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

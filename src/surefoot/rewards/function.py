@@ -16,17 +16,24 @@ from typing import Any
 
 import torch
 
-from surefoot.errors import ConfigError, RewardError
+from surefoot.errors import ConfigError, RewardError, told
 from surefoot.types import Completions, Prompts, Scores
+
+LARGEST = torch.finfo(torch.float32).max  # beyond it a score would be inf where it is trained on
 
 
 class FunctionReward:
     """Calls `function` on a batch and checks what it returns."""
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        if not callable(function):
+            raise ConfigError(
+                f"the reward is {_shown(function)}, which cannot be called. Give a function reward(prompts, completions), "
+                "a RewardRun, a reward-model folder, or module:function."
+            )
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
-        parameters = inspect.signature(function).parameters.values()
+        parameters = _parameters(function)
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self._named = {p.name for p in parameters}
 
@@ -38,10 +45,8 @@ class FunctionReward:
         columns = {key: list(column) for key, column in prompts.columns.items() if self._takes_all or key in self._named}
         try:
             returned = self.function(list(prompts.text), list(completions.text), **columns)
-        except Exception as error:
-            raise RewardError(
-                f"reward function {self.name} raised {type(error).__name__}: {error}. Nothing was trained on this batch."
-            ) from error
+        except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
+            raise RewardError(f"reward function {self.name} raised {told(error)}. Nothing was trained on this batch.") from error
         numbers = self._checked(returned, completions.text)
         valid = torch.tensor([number is not None for number in numbers], dtype=torch.bool)
         value = torch.tensor([number or 0.0 for number in numbers], dtype=torch.float32)
@@ -64,10 +69,18 @@ class FunctionReward:
             raise RewardError(
                 f"reward function {self.name} returned {_shown(row)} for answer {index}; a score is a number (or None)."
             )
-        number = float(row)
+        try:
+            number = float(row)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
         if not math.isfinite(number):
             raise RewardError(
                 f"reward function {self.name} returned {number} for answer {index} ({answer[:60]!r}); a score is finite, or None."
+            )
+        if abs(number) > LARGEST:
+            raise RewardError(
+                f"reward function {self.name} returned {number:g} for answer {index} ({answer[:60]!r}); "
+                f"a score lies within {LARGEST:.2g} of 0, the range of float32."
             )
         return number
 
@@ -75,7 +88,7 @@ class FunctionReward:
 def load_function(name: str) -> Callable[..., Any]:
     """The function `module:function`, with the working directory importable. Raises ConfigError when there is none."""
     module_name, _, attribute = name.partition(":")
-    if not attribute:
+    if not attribute or not module_name or module_name.startswith("."):
         raise ConfigError(f"{name!r} is no function. Name it as module:function, for example rewards:score.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -85,11 +98,21 @@ def load_function(name: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{name!r}: module {module_name!r} cannot be imported: {error}. Run from the folder that holds it."
         ) from error
+    except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
+        raise ConfigError(f"{name!r}: module {module_name!r} cannot be imported: it raised {told(error)}. Mend it.") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         known = ", ".join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or "none"
         raise ConfigError(f"{name!r}: module {module_name!r} has no function {attribute!r}. Its functions: {known}.")
     return function
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function; none of a builtin that does not tell them, which then gets prompts and completions alone."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:
+        return []
 
 
 def _is_array(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from surefoot.errors import RewardError
+from surefoot.errors import RewardError, told
 
 Judge = Callable[[Sequence[str]], Sequence[float]]  # whole texts, prompt and answer together -> one number each
 
@@ -18,8 +18,8 @@ def verdicts(judge: Judge, name: str, prompts: Sequence[str], answers: Sequence[
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     try:
         numbers = [float(x) for x in judge(texts)]
-    except Exception as error:  # a judge may be anybody's function
-        raise RewardError(f"judge {name} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a judge may be anybody's function
+        raise RewardError(f"judge {name} raised {told(error)}. It must return one number a text.") from error
     if len(numbers) != len(answers):
         raise RewardError(f"judge {name} returned {len(numbers)} numbers for {len(answers)} answers; it must return one each.")
     for number, text in zip(numbers, texts, strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from surefoot.config import Config
-from surefoot.errors import RewardError
+from surefoot.errors import RewardError, told
 from surefoot.lm.batches import PromptSet, text_of
 from surefoot.preferences import Choice, PreferenceStore
 from surefoot.progress import Progress
@@ -115,10 +115,8 @@ def _queue(
 def _choice(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> Choice:
     try:
         said: object = annotator(prompt, a, b)
-    except Exception as error:  # an annotator may be anybody's function
-        raise RewardError(
-            f"annotator {name} raised {type(error).__name__}: {error}. No vote of this batch of prompts was stored."
-        ) from error
+    except (Exception, SystemExit) as error:  # an annotator may be anybody's function
+        raise RewardError(f"annotator {name} raised {told(error)}. No vote of this batch of prompts was stored.") from error
     if said not in ("a", "b", "tie", "both_bad", "skip"):
         raise RewardError(f"annotator {name} returned {said!r}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip'.")
     return said
