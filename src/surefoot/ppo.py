@@ -163,6 +163,7 @@ def ppo_update(
     kl_coef: float,
     critic_only: bool = False,
     skipped_in_row: int = 0,
+    half_precision: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> UpdateStats:
     """Learns from one rollout: epochs x minibatches x micro-batches.
@@ -172,7 +173,8 @@ def ppo_update(
     Learning rates (`optim.set_learning_rates`) and coefficients are the caller's and hold for the whole update.
 
     Advantages are standardised here over all valid steps (`whiten_advantages`). Before the first step the policy is the
-    rollout's, and a ratio other than 1 is an error. `target_kl` is looked at before each step. A step whose loss, figures or
+    rollout's, and a ratio other than 1 is an error; `half_precision` says that float32 weights compute in less (autocast), and
+    then its mean may be off by rounding. `target_kl` is looked at before each step. A step whose loss, figures or
     gradient norm are not finite on any rank is not taken; figures of UpdateStats leave such a minibatch out, and are 0 where none
     is left. `critic_only` moves no weight of the policy, not even by a shared trunk. `kl_after` is measured by a pass over the
     rollout where a rule of beta reads it, and otherwise is that of the last minibatch before its step.
@@ -187,7 +189,7 @@ def ppo_update(
     for chosen in _minibatches(len(batch), cfg, generator):
         optimizer.zero_grad(set_to_none=True)
         if not batch.mask[chosen].any():
-            tally.skip("every row of the minibatch is masked", cfg)
+            tally.leave_out("every row of the minibatch is masked")
             continue
         local = _gradients(actor_critic, batch, chosen, cfg, runtime, loss_of)
         everywhere = runtime.sum(torch.cat((local.sums, local.sums.new_tensor([should_stop()])))).cpu()
@@ -197,7 +199,7 @@ def ppo_update(
             tally.add(seen)
             if not tally.norms:
                 seen = replace(seen, log_ratios=runtime.max(seen.log_ratios))
-                tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), seen)
+                tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), seen, half_precision=half_precision)
             if cfg.target_kl is not None and tally.last_kl > EARLY_STOP * cfg.target_kl:
                 tally.stopped_early = True
                 break

@@ -93,11 +93,15 @@ class Tally:
         self.norms.append(norm)
         self.skipped_in_row = 0
 
-    def skip(self, reason: str, cfg: PPOConfig) -> None:
-        """Counts a step that is not taken. Raises TrainingError where they were too many in a row."""
+    def leave_out(self, reason: str) -> None:
+        """Counts a minibatch from which there is nothing to learn; it says nothing about the weights, so it is no alarm."""
         self.skipped += 1
-        self.skipped_in_row += 1
         self.skip_reason = self.skip_reason or reason
+
+    def skip(self, reason: str, cfg: PPOConfig) -> None:
+        """Counts a step that is refused. Raises TrainingError where they were too many in a row."""
+        self.leave_out(reason)
+        self.skipped_in_row += 1
         if self.skipped_in_row >= cfg.max_skipped_steps:
             raise TrainingError(
                 f"{self.skipped_in_row} optimizer steps in a row were refused (ppo.max_skipped_steps = {cfg.max_skipped_steps}): "
@@ -109,13 +113,14 @@ class Tally:
         return torch.stack(self.log_ratios).max() if self.log_ratios else torch.tensor(-torch.inf, device=device)
 
 
-def checked_first_ratio(weights: Iterable[Tensor], seen: Seen) -> float:
+def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision: bool) -> float:
     """The largest |log ratio| of a minibatch before the first step, in nats, where pi_theta and pi_old are the same policy.
 
-    Raises: TrainingError where they are not: from 1e-4 on; with half-precision weights, from a mean of 0.02 on.
+    Raises: TrainingError where they are not: from 1e-4 on; with half-precision weights, or where float32 weights compute in half
+    precision (`half_precision`), from a mean of 0.02 on.
     """
     largest, mean = float(seen.log_ratios[1]), unstacked(seen.sums).abs_log_ratio / seen.valid_steps
-    is_half = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
+    is_half = half_precision or any(weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
     figure, allowed = (mean, MEAN_FIRST_LOG_RATIO) if is_half else (largest, MAX_FIRST_LOG_RATIO)
     if figure >= allowed:
         raise TrainingError(

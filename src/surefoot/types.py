@@ -118,8 +118,8 @@ class UpdateStats:
     `approx_kl` is the mean over the update, `kl_after` KL(old || new) after the last step. `clip_fraction` counts steps where
     the clip cuts the gradient; `outside_fraction` those with |ratio - 1| > epsilon. `grad_norm` is before clipping,
     `grad_norm_clipped` after. `kl_tether` is the tether's mean KL where it stands in the loss, else 0. `skipped` counts steps
-    that the finite guard refused, `skip_reason` says why ("" when none), `skipped_in_row` counts those at the end of the update:
-    hand it to the next one.
+    that were not taken (the finite guard refused them, or every row was masked), `skip_reason` says why the first was not (""
+    when none), `skipped_in_row` counts the refusals at the end of the update: hand it to the next one.
     """
 
     loss_policy: float

@@ -104,7 +104,10 @@ def test_item_13_in_half_precision_the_mean_log_ratio_stays_below_its_bound(mode
         (half, tokenizer),
         prompts=PROMPTS,
         reward=lambda prompts, completions: [float(len(c)) for c in completions],
-        settings=SMALL | {"model.dtype": "bfloat16", "model.tuning": tuning, "ppo.total_episodes": 16},
+        settings=SMALL
+        | {"model.dtype": "bfloat16", "model.tuning": tuning, "ppo.total_episodes": 16}
+        # rows stand in other micro-batches than in the rollout, and bfloat16 then rounds in other places
+        | {"ppo.num_mini_batches": 2, "ppo.micro_batch_size": 3},
     )
     for step in run:  # an update whose mean is above 0.02 raises
         assert step.metrics["val/first_log_ratio"] < 0.02

@@ -235,6 +235,17 @@ def test_the_first_ratio_is_held_to_the_precision_of_the_weights(dtype: str, gap
         assert update(policy, batch, settings()).first_log_ratio == pytest.approx(gap, rel=0.01)
 
 
+@pytest.mark.parametrize("gap, is_refused", [(2e-4, False), (0.03, True)])
+def test_float32_weights_that_compute_in_half_precision_are_held_to_its_bound(gap: float, is_refused: bool) -> None:
+    policy, batch = fresh()
+    batch = replace(batch, logp_old=batch.logp_old - gap)
+    if is_refused:
+        with pytest.raises(TrainingError, match=r"where the mean must stay below 0\.02"):
+            update(policy, batch, settings(), half_precision=True)
+    else:
+        assert update(policy, batch, settings(), half_precision=True).first_log_ratio == pytest.approx(gap, rel=0.01)
+
+
 def test_equal_seeds_give_equal_bytes_and_another_order_does_not() -> None:
     weights = []
     for seed in (3, 3, 4):

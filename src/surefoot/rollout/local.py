@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from surefoot.config import RolloutConfig
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, TrainingError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.tokens import finished_rows
 from surefoot.rollout.sampling import inverse_cdf, restrict
@@ -35,7 +35,10 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, generator: torch.Generator) -> Completions:
-        """One answer a prompt, of at most response_length tokens. `generator` is the only source of chance."""
+        """One answer a prompt, of at most response_length tokens. `generator` is the only source of chance.
+
+        Raises: ConfigError (no room in the context); TrainingError (a log-probability that is not finite).
+        """
         steps, rows = self.cfg.response_length, len(prompts)
         self._check_context(prompts)
         uniforms = torch.rand((rows, steps), generator=generator)
@@ -65,7 +68,13 @@ class LocalEngine:
                 states = decoder(
                     input_ids=tokens, attention_mask=attention, position_ids=position, past_key_values=cache, use_cache=True
                 ).last_hidden_state[:, -1]
-                logp_all = restrict(torch.log_softmax(head.logits(states), dim=-1), self.cfg.top_k, self.cfg.top_p)
+                logp_all = torch.log_softmax(head.logits(states), dim=-1)
+                if bool(logp_all[:, 0].isnan().any()):  # one logit that is not finite makes the whole row NaN
+                    raise TrainingError(
+                        f"the policy's log-probabilities are not finite at token {step + 1} of an answer, so nothing can be "
+                        "sampled: its weights have diverged. Lower learning_rate, or set ppo.target_kl."
+                    )
+                logp_all = restrict(logp_all, self.cfg.top_k, self.cfg.top_p)
                 token = inverse_cdf(logp_all, uniforms[alive, step].to(device))
                 ids[alive, step] = token.cpu()
                 logp[alive, step] = logp_all.gather(1, token[:, None])[:, 0].cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -103,6 +104,7 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             kl_coef=at.kl_coef,
             critic_only=update <= ppo.critic_warmup_steps,
             skipped_in_row=at.skipped_in_row,
+            half_precision=policy.backbone.autocast is not None,
             should_stop=may_stop,
         )
         clock.lap("update")
@@ -115,6 +117,8 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             folder.record(update, metrics)
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
             folder.timing(update, clock.laps)
+            if stats.skipped:
+                folder.note(f"update {update}: {stats.skipped} steps were not taken. The first: {stats.skip_reason}")
         _check_tether(seen, ppo, update)  # before the save: a run that was stopped by an alarm is not resumed behind it
         if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or folder.stop_requested:
@@ -134,9 +138,22 @@ def _never() -> bool:
 
 
 def _moved(at: _Progress, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int, running: RunningDeviation) -> _Progress:
-    """The coefficients after this update: beta by `kl_after`, the tether by the rollout's mean KL a sequence."""
+    """The coefficients after this update: beta by `kl_after`, the tether by the rollout's mean KL a sequence.
+
+    Both stand still while the critic warms up: the KLs are 0 as long as the policy does not move, and say nothing of beta and
+    kl_coef.
+
+    Raises: TrainingError where `kl_after` is not a number.
+    """
     beta, kl_coef = at.beta, at.kl_coef
-    if cfg.objective == "penalty" and update > cfg.critic_warmup_steps:
+    if update <= cfg.critic_warmup_steps:
+        return _Progress(update, beta, kl_coef, stats.skipped_in_row, running)
+    if math.isnan(stats.kl_after):
+        raise TrainingError(
+            f"KL(pi_old || pi_theta) after update {update} is not a number: the weights have diverged. "
+            "Lower ppo.learning_rate, or set ppo.target_kl; the last checkpoint is unharmed."
+        )
+    if cfg.objective == "penalty" and stats.steps:
         beta = next_coefficient(
             cfg.beta_controller,
             beta,
@@ -264,12 +281,17 @@ class _Clock:
         self._last = now
 
 
+def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
+    """What the run was made from, as hashes for its manifest."""
+    reward = source_digest(cfg.reward_source.source)
+    return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward}
+
+
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_ppo
 
     parts = build_ppo(cfg, progress.say, **given)
-    reward = source_digest(cfg.reward_source.source)
-    folder.declare({"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward})
+    folder.declare(inputs(parts, cfg))
     progress.start("ppo", cfg.ppo.num_updates, "updates")
     for step in steps(parts, cfg, folder):
         tokens = int(step.rollout.batch.mask.sum())

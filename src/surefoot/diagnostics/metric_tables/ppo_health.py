@@ -81,12 +81,12 @@ PPO_HEALTH = (
     Metric(
         "optimizer/skipped_steps",
         "Skipped steps",
-        "Optimiser steps that were refused because the loss or a gradient was not finite. They never reach the weights.",
+        "Optimiser steps that were not taken: the loss or a gradient was not finite, or no answer of the minibatch had a score.",
         "count",
         "none: a count",
         "steps",
         "0",
-        "Any: read the reason in the run's events; lower learning_rate. Several in a row stop the run.",
+        "Any: read the reason in events.jsonl. Not finite: lower learning_rate; several of those in a row stop the run.",
     ),
     Metric(
         "optimizer/steps",
