@@ -60,7 +60,7 @@ class DataConfig(Section):
     validation: str | None = Field(None, description="default: a share of train, split by prompt")
     validation_share: Share = 0.1
     prompts: str | None = Field(None, description="prompts to answer (pairs, ppo)")
-    eval_prompts: str | None = Field(None, description="held-out prompts (evaluate); default: a share of prompts")
+    eval_prompts: str | None = Field(None, description="held-out prompts (evaluate)")
     long_prompts: Literal["drop", "cut_left"] = Field(
         "drop", description="what happens to prompts beyond the context; counted either way"
     )
@@ -221,6 +221,11 @@ class PPOConfig(OptimizerConfig):
             self.refuse_without_effect(names, f'objective = "{self.objective}" has no beta')
         _refuse_rule_settings(self, "beta", self.beta_controller)
         _refuse_rule_settings(self, "kl", self.kl_controller)
+        if self.kl_controller == "proportional" and self.rollout_batch_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon = {self.kl_horizon} is too short for rollouts of {self.rollout_batch_size} answers: one step of the "
+                f"rule could make kl_coef 0. Use {self.rollout_batch_size // 5 + 1} or more."
+            )
         return self
 
     @model_validator(mode="after")
@@ -281,8 +286,10 @@ class ControlConfig(Section):
 class Config(Section):
     """One file for all stages. A verb refuses sections that it does not read."""
 
-    seed: ZeroOrMoreInt = 0
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: the cores this process may use")
+    seed: Annotated[int, Field(ge=0, le=9 * 10**12)] = 0  # times a million, for the order of an epoch, it must fit into 63 bits
+    threads: Annotated[int, Field(gt=0, le=512)] | None = Field(
+        None, description="CPU threads; default: the cores this process may use"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()

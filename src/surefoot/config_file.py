@@ -36,6 +36,15 @@ VERB_SECTIONS = {
     "control": ("control", "ppo"),
 }
 
+# Of the section `data` a verb reads these settings alone.
+VERB_DATA = {
+    "sft": ("train", "validation", "validation_share"),
+    "pairs": ("prompts", "long_prompts"),
+    "reward": ("train", "validation", "validation_share"),
+    "ppo": ("prompts", "long_prompts"),
+    "evaluate": ("eval_prompts", "long_prompts"),
+}
+
 PRESETS = {"demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"}}
 
 
@@ -179,15 +188,22 @@ def _refuse_unknown(settings: Sequence[Setting], verb: str, options: Sequence[st
 
 
 def _refuse_unread(settings: Sequence[Setting], verb: str) -> None:
-    """Refuses sections that the verb does not read. Values equal to the default pass: a run's own config.yaml names them all."""
+    """Refuses settings that the verb does not read. Values equal to the default pass: a run's own config.yaml names them all."""
     read, known = VERB_SECTIONS[verb], fields()
     problems = []
     for setting in settings:
         home = setting.path[0]
-        if len(setting.path) == 1 or home in read:
+        if len(setting.path) == 1 or (home in read and (home != "data" or setting.path[1] in VERB_DATA[verb])):
             continue
         default = known[setting.name].default
         if setting.value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        if home in read:
+            verbs = [other for other, names in VERB_DATA.items() if setting.path[1] in names]
+            problems.append(
+                f"{setting.where}: {setting.name} = {shown(setting.value)} has no effect: surefoot {verb} reads "
+                f"{listing([f'data.{name}' for name in VERB_DATA[verb]], 'and')}. Remove it; it is for surefoot {listing(verbs)}."
+            )
             continue
         verbs = [other for other, homes in VERB_SECTIONS.items() if home in homes]
         problems.append(

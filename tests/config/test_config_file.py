@@ -167,7 +167,7 @@ def test_every_unknown_name_is_reported_at_once(refusal):
             "ppo.objective=penality",
             'ppo.objective = "penality" is not allowed. Allowed: clip, penalty or policy_gradient. Did you mean penalty?',
         ),
-        ("seed=-1", "seed = -1 is not allowed. Allowed: a whole number of at least 0."),
+        ("seed=-1", "seed = -1 is not allowed. Allowed: a whole number of at least 0 and of at most 9e+12."),
     ],
 )
 def test_a_value_is_refused_with_what_is_allowed(refusal, setting, sentence):
@@ -194,6 +194,14 @@ def test_a_contradiction_speaks_in_the_schemas_own_sentence_and_says_where_it_wa
     said = refusal(None, "--ppo.kl_in=loss")
     assert said.startswith("command line: ppo.kl_in = 'loss' with kl_estimator = 'k1': over the policy's own samples")
     assert "Value error" not in said
+
+
+def test_data_that_the_verb_does_not_read_is_refused(refusal, load):
+    assert refusal("data:\n  train: rows.jsonl\n") == (
+        'run.yaml line 2: data.train = "rows.jsonl" has no effect: surefoot ppo reads data.prompts and data.long_prompts. '
+        "Remove it; it is for surefoot sft or reward."
+    )
+    assert load("data: {train: null, validation_share: 0.1, prompts: p.jsonl}", verb="ppo").data.prompts == "p.jsonl"
 
 
 def test_a_section_that_the_verb_does_not_read_is_refused(refusal, load):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from surefoot.config import Config
-from surefoot.config_file import VERB_SECTIONS, load_config
+from surefoot.config_file import VERB_DATA, VERB_SECTIONS, load_config
 from surefoot.config_names import allowed, fields, kinds, members
 from surefoot.errors import ConfigError
 
@@ -29,6 +29,9 @@ READ_BESIDE = {
 
 def verb_of(name: str) -> str:
     """A verb that reads the setting."""
+    section, _, key = name.partition(".")
+    if section == "data":
+        return next(verb for verb, keys in VERB_DATA.items() if key in keys)
     return next((verb for verb, read in VERB_SECTIONS.items() if name.partition(".")[0] in read), "ppo")
 
 
@@ -115,6 +118,23 @@ def test_a_number_beyond_its_bounds_is_refused(name):
     for value in tried:
         with pytest.raises(ConfigError, match="is not allowed"):
             load(name, f"{name}={value}")
+
+
+@pytest.mark.parametrize("name, largest", [("seed", 9_000_000_000_000), ("threads", 512)])
+def test_a_number_that_torch_or_the_machine_cannot_take_is_refused(name, largest):
+    assert value_of(load(name, f"{name}={largest}"), name) == largest
+    with pytest.raises(ConfigError, match=rf"^command line: {name} = {largest + 1} is not allowed\. Allowed: a whole number"):
+        load(name, f"{name}={largest + 1}")
+
+
+def test_a_horizon_that_one_rollout_outruns_is_refused_with_one_that_will_do():
+    load("ppo.kl_horizon", "ppo.kl_controller=proportional", "ppo.rollout_batch_size=64", "ppo.kl_horizon=13")
+    with pytest.raises(ConfigError) as caught:
+        load("ppo.kl_horizon", "ppo.kl_controller=proportional", "ppo.rollout_batch_size=64", "ppo.kl_horizon=12")
+    assert str(caught.value) == (
+        "command line: ppo.kl_horizon = 12 is too short for rollouts of 64 answers: one step of the rule could make kl_coef 0. "
+        "Use 13 or more."
+    )
 
 
 SWITCHES = [name for name, info in fields().items() if bool in kinds(info.annotation)]
