@@ -94,7 +94,7 @@ def _answers(parts: EvaluateParts, prompts: Prompts, completions: Completions) -
 def _best_of_n(parts: EvaluateParts, prompts: Prompts, cfg: Config, start: int) -> Answers | None:
     """The reference's answer that the reward likes best of n: the baseline without training (KL log n - (n-1)/n at most)."""
     n = cfg.evaluate.best_of
-    if n < 2 or parts.reward is None:
+    if n < 1 or parts.reward is None:
         return None
     many = prompts.rows([i for i in range(len(prompts)) for _ in range(n)])
     completions = parts.engines[1].generate(many, torch.Generator().manual_seed(cfg.seed * 7919 + start + 1))
@@ -159,7 +159,7 @@ def summary(rows: list[dict[str, object]], judges: tuple[str, ...], best_of: int
         texts = [str(row[side]) for row in rows]
         out |= {
             f"distinct2_{side}": distinct_n(texts, 2),
-            f"duplicates_{side}": duplicate_share([f"{row['prompt']}{row[side]}" for row in rows]),
+            f"duplicates_{side}": duplicate_share(texts),  # of answers alone: no two prompts are equal
             f"length_{side}": mean(f"length_{side}"),
             f"eos_rate_{side}": mean(f"finished_{side}"),
         }
@@ -196,3 +196,20 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     folder.record(len(rows), {key: value for key, value in figures.items() if isinstance(value, (int, float))})
     folder.write("evaluation.json", json.dumps(figures, indent=2) + "\n")
     folder.finish(evaluation=figures)
+    for line in _said(figures):
+        progress.say(line)
+
+
+def _said(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The result on the terminal: each judge's win rate, and what it cost."""
+    for judge, rate in figures["win_rates"].items():
+        low, high = rate["interval"]
+        yield (
+            f"{judge}: the model's answer wins on {rate['win_rate']:.1%} of {figures['num_prompts']} prompts "
+            f"(95 % interval {low:.0%} to {high:.0%}; ties count half)"
+        )
+    yield (
+        f"KL {figures['kl_policy_sft']:.2f} nats a sequence, "
+        f"length {figures['length_before']:.1f} to {figures['length_after']:.1f}, "
+        f"distinct-2 {figures['distinct2_before']:.3f} to {figures['distinct2_after']:.3f}"
+    )

@@ -132,8 +132,8 @@ VERDICT = (
     Metric(
         "duplicates",
         "Duplicates",
-        "Share of the policy's answers that occur at least twice, with their prompts; case and white space are ignored.",
-        "mean of [prompt and answer occur again]",
+        "Share of the policy's answers that occur at least twice, to whatever prompts; case and white space are ignored.",
+        "mean of [the answer occurs again]",
         _PROMPTS,
         "share",
         "at most 0.05",
@@ -213,8 +213,8 @@ VERDICT = (
     Metric(
         "duplicates_before",
         "Duplicates, before",
-        "Share of the SFT model's answers that occur at least twice, with their prompts.",
-        "mean of [prompt and answer occur again]",
+        "Share of the SFT model's answers that occur at least twice, to whatever prompts.",
+        "mean of [the answer occurs again]",
         _PROMPTS,
         "share",
         "any: it is compared with",
