@@ -87,7 +87,9 @@ def fit(
             skipped = 0
         else:
             skipped += 1
-            if skipped == MAX_SKIPPED_STEPS:
+            if folder is not None:
+                folder.note(f"step {step} was not taken: loss {metrics['loss']}, gradient norm {norm}")
+            if skipped == min(MAX_SKIPPED_STEPS, total):  # a run of which every step is refused has learned nothing
                 raise TrainingError(
                     f"loss {metrics['loss']} or gradient norm {norm} was not finite in {skipped} steps in a row, at step {step}. "
                     "Lower learning_rate, or look at the data of these steps; the last checkpoint is unharmed."
