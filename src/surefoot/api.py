@@ -65,7 +65,9 @@ class SFTRun:
     ) -> None:
         self.config = configuration("sft", model, settings)
         self.parts = build_sft(self.config, say, model=_loaded(model, self.config), train=train, validation=validation)
-        self._steps = _stepped(out, "sft", self.config, lambda folder: sft.steps(self.parts, self.config, folder))
+        self._steps = _stepped(
+            out, "sft", self.config, lambda: sft.inputs(self.parts), lambda folder: sft.steps(self.parts, self.config, folder)
+        )
 
     def __iter__(self) -> Iterator[FitStep]:
         return self._steps
@@ -105,7 +107,7 @@ class RewardRun:
             self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation
         )
         self._facts: RewardFacts | None = None
-        self._steps = _stepped(out, "reward", self.config, self._learn)
+        self._steps = _stepped(out, "reward", self.config, lambda: reward.inputs(self.parts), self._learn)
 
     def _learn(self, folder: RunFolder | None) -> Iterator[FitStep]:
         for step in reward.steps(self.parts, self.config, folder):
@@ -167,7 +169,13 @@ class PPORun:
         self.config = configuration("ppo", model, {**named, **(settings or {})})
         given = None if named else reward
         self.parts = build_ppo(self.config, say, model=_loaded(model, self.config), prompts=prompts, reward=given, judges=judges)
-        self._steps = _stepped(out, "ppo", self.config, lambda folder: ppo_lm.steps(self.parts, self.config, folder))
+        self._steps = _stepped(
+            out,
+            "ppo",
+            self.config,
+            lambda: ppo_lm.inputs(self.parts, self.config),
+            lambda folder: ppo_lm.steps(self.parts, self.config, folder),
+        )
 
     def __iter__(self) -> Iterator[PPOStep]:
         return self._steps
@@ -181,7 +189,7 @@ class PPORun:
     def generate(self, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
         """The policy's answers as it is now."""
         codec, rollout = self.parts.policy.backbone.codec, self.config.rollout
-        rows = prompt_set(rows_from(list(prompts), "prompts").rows, codec, rollout.response_length, self.config.data.long_prompts)
+        rows = prompt_set(rows_from(prompts, "prompts").rows, codec, rollout.response_length, self.config.data.long_prompts)
         batch = rows.take(range(len(rows)), codec.pad_id)
         return list(self.parts.engine.generate(batch, torch.Generator().manual_seed(seed)).text)
 
@@ -195,10 +203,17 @@ class PPORun:
         self.parts.policy.backbone.save(Path(folder), merge=self.parts.policy.policy_adapter)
 
 
-def _stepped(out: str | Path | None, verb: str, cfg: Config, steps: Callable[[RunFolder | None], Iterator[Any]]) -> Iterator[Any]:
+def _stepped(
+    out: str | Path | None,
+    verb: str,
+    cfg: Config,
+    inputs: Callable[[], Mapping[str, str]],
+    steps: Callable[[RunFolder | None], Iterator[Any]],
+) -> Iterator[Any]:
     """The stage's steps, inside its run folder where there is one; the folder is closed when they end or are abandoned."""
     if out is None:
         yield from steps(None)
         return
-    with RunFolder.open(Path(out), verb=verb, cfg=cfg, resume="auto") as folder:
+    with RunFolder.open(Path(out), verb=verb, cfg=cfg, resume="auto", extra=inputs()) as folder:
         yield from steps(folder)
+        folder.finish()

@@ -5,13 +5,13 @@ the only file that asks "which engine?", "which reward?". Objects already loaded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from surefoot.config import Config, ModelConfig
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, DataError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
@@ -30,7 +30,7 @@ from surefoot.stages.sft import SFTParts, prepare
 from surefoot.types import RewardSource, RolloutEngine
 
 Say = Callable[[str], None]
-Rows = str | Sequence[Mapping[str, Any]] | Sequence[str]  # a file or hub name, or rows already in memory
+Rows = str | Path | Iterable[Mapping[str, Any]] | Iterable[str]  # a file, a folder or a hub name, or rows already in memory
 
 
 def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
@@ -47,7 +47,7 @@ def dataset(rows: Rows | None, kind: Kind, setting: str, say: Say) -> Dataset[An
     """Rows of one kind from a file, a hub name or memory; says which format was detected and shows two."""
     if rows is None:
         raise ConfigError(f"{setting} is not set. Name a file, a folder or a hub data set (docs/data.md lists the formats).")
-    data = read_rows(rows, kind) if isinstance(rows, str) else rows_from(rows, kind)
+    data = read_rows(rows, kind) if isinstance(rows, (str, Path)) else rows_from(rows, kind)
     say(data.description)
     for line in data.preview(2).splitlines():
         say(f"  {line}")
@@ -99,7 +99,8 @@ def build_reward(
     if adapter:
         add_adapter(backbone.model, adapter, cfg.model, seed=cfg.seed)
     scorer = RewardScorer(backbone, layer=cfg.reward.layer, adapter=adapter, seed=cfg.seed)
-    pairs = [pair_rows(part, backbone.codec) for part in (kept, left)]
+    (train_pairs, long_train), (left_pairs, long_left) = (pair_rows(part, backbone.codec) for part in (kept, left))
+    pairs = (train_pairs, left_pairs)
     features = None
     if cfg.reward.method == "head":
         every = [row for part in pairs for pair in part for row in (pair.chosen, pair.rejected)]
@@ -109,19 +110,29 @@ def build_reward(
         RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef)
         for part in pairs
     )
-    say(f"train: {len(train_task)} pairs; held out: {len(held_out_task)}")
+    cut = long_train + long_left
+    say(
+        f"train: {len(train_task)} pairs; held out: {len(held_out_task)}"
+        + (f"; {cut} answers passed the context with their prompts and were cut on the left" if cut else "")
+    )
     return RewardParts(scorer, train_task, held_out_task, scorer.trainable(cfg.reward.method))
 
 
 def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[PreferenceRow]:
     """Preferences from memory, from reward.store, or from data.train."""
     if train is None and cfg.reward.store is not None:
-        with PreferenceStore.open(Path(cfg.reward.store)) as store:
+        with PreferenceStore.open(Path(cfg.reward.store), create=False) as store:
             rows = [
                 {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin, "target": p.target}
                 for p in store.preferences()
             ]
+            counts = store.counts()
         say(f"{cfg.reward.store}: {len(rows)} pairs with votes")
+        if not rows:
+            raise DataError(
+                f"reward.store = {cfg.reward.store!r} holds no preferences ({counts.pairs:,} pairs, {counts.votes:,} votes). "
+                "Collect votes first."
+            )
         return rows_from(rows, "preferences").rows
     return dataset(train if train is not None else cfg.data.train, "preferences", "data.train", say).rows
 
@@ -138,7 +149,14 @@ def build_ppo(
     backbone = backbone_of(model, cfg.model)
     chosen = prompts_of(cfg, backbone, prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
     ppo = cfg.ppo
+    tokens = ppo.rollout_batch_size * cfg.rollout.response_length
+    if ppo.objective == "penalty" and ppo.beta_controller == "proportional" and tokens >= 5 * ppo.beta_horizon:
+        raise ConfigError(
+            f"ppo.beta_horizon = {ppo.beta_horizon} is too short for rollouts of up to {tokens} tokens: one step of the rule "
+            f"could make beta 0. Use {tokens // 5 + 1} or more."
+        )
     source = reward_source(cfg, backbone, reward)
+    backbone.model.requires_grad_(False)  # a reward's adapter on this backbone is none of the policy's weights
     policy = LanguageActorCritic(
         backbone,
         cfg.model,
@@ -155,7 +173,7 @@ def build_ppo(
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     every = sum(p.numel() for p in policy.parameters())
     say(f"policy: {trained / 1e6:.2f} M trainable weights of {every / 1e6:.1f} M; {len(chosen)} prompts")
-    return PPOParts(policy, engine_of(cfg, backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
+    return PPOParts(policy, engine_of(cfg, policy.backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
 
 
 def build_evaluate(
@@ -175,6 +193,11 @@ def build_evaluate(
     reference = backbone_of(against, other)
     chosen = prompts_of(cfg, policy, prompts if prompts is not None else cfg.data.eval_prompts, "data.eval_prompts", say)
     source = reward_source(cfg, reference, reward) if reward is not None or cfg.reward_source.source is not None else None
+    if cfg.evaluate.best_of and source is None:
+        raise ConfigError(
+            f"evaluate.best_of = {cfg.evaluate.best_of} has no effect without a reward that tells the best. "
+            "Set reward_source.source, or evaluate.best_of = 0."
+        )
     _same_tokens(policy, reference, "evaluate.against")
     engines = (engine_of(cfg, policy, None), engine_of(cfg, reference, None))
     return EvaluateParts(policy, reference, engines, chosen, judges if judges is not None else judges_of(cfg), source)

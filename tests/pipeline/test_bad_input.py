@@ -238,6 +238,23 @@ def test_a_name_that_is_no_function_and_one_that_is_no_folder_are_refused(refuse
     )
 
 
+def test_a_store_that_is_not_there_is_not_made_and_one_without_votes_is_named(refused: Refused) -> None:
+    words = ("reward", TINY, "--reward.store=votes.db")
+    assert refused(*words) == (
+        "DataError: no preference store at votes.db. Make one with `surefoot pairs` or `surefoot import`, or mend the path."
+    )
+    assert run(["pairs", TINY, "--data.prompts=prompts.jsonl", "--rollout.response_length=3", "--pairs.store=votes.db"]) == 0
+    assert refused(*words, out="other").startswith("DataError: reward.store = 'votes.db' holds no preferences (")
+
+
+def test_a_best_of_n_without_a_reward_that_tells_the_best_is_refused(refused: Refused) -> None:
+    words = ("evaluate", TINY, "--evaluate.against=tiny", "--data.eval_prompts=prompts.jsonl", "--evaluate.best_of=4")
+    assert refused(*words) == (
+        "ConfigError: evaluate.best_of = 4 has no effect without a reward that tells the best. "
+        "Set reward_source.source, or evaluate.best_of = 0."
+    )
+
+
 def test_an_annotator_that_raises_or_prefers_nothing_known_stores_no_vote(refused: Refused) -> None:
     words = ["pairs", TINY, "--data.prompts=prompts.jsonl", "--rollout.response_length=3", "--pairs.store=votes.db"]
     Path("votes.db").touch()

@@ -154,11 +154,14 @@ class PairRow:
     target: float
 
 
-def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> list[PairRow]:
-    """Token rows of both answers to each prompt, built by the one function that PPO uses too."""
-    out = []
+def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> tuple[list[PairRow], int]:
+    """Token rows of both answers to each prompt, built by the one function that PPO uses too, and how many answers passed the
+    context and lost their beginning."""
+    out, num_long = [], 0
     for row in rows:
         prompt = codec.prompt_ids(row.prompt)
-        chosen, rejected = (tuple(reward_row(prompt, codec.completion_ids(c), codec)) for c in (row.chosen, row.rejected))
+        answers = [codec.completion_ids(content) for content in (row.chosen, row.rejected)]
+        num_long += sum(len(prompt) + len(ids) > codec.context for ids in answers)
+        chosen, rejected = (tuple(reward_row(prompt, ids, codec)) for ids in answers)
         out.append(PairRow(chosen, rejected, row.margin or 0.0, 1.0 if row.target is None else row.target))
-    return out
+    return out, num_long

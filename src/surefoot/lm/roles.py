@@ -2,12 +2,12 @@
 
 With adapters one copy of the weights serves all: the policy is a LoRA adapter that starts at zero, so that adapter off IS the
 SFT reference; the critic is a head on the policy's states, or has an adapter of its own; a reward head reads the bare backbone.
-With full fine-tuning the reference is a frozen copy, and a critic with `critic = "model"` another.
+With full fine-tuning the backbone that was given stays as it is, as the reference and as whatever a reward reads: the policy is
+a copy of it, and a critic with `critic = "model"` another.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
@@ -35,12 +35,13 @@ class LanguageActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         tuning = cfg.tuning
-        self.backbone, self.critic, self.temperature = backbone, critic, temperature
+        self.critic, self.temperature = critic, temperature
         self._entropy_gradient = entropy_gradient
-        self.model: nn.Module = backbone.model
+        self._reference_backbone = backbone
+        self.backbone = backbone.trainable_copy() if tuning == "full" else backbone
+        self.model: nn.Module = self.backbone.model
         self.policy_adapter = "policy" if tuning == "lora" else None
         self._critic_backbone = backbone.trainable_copy() if critic == "model" else None
-        self._reference_backbone = _copy(backbone) if tuning == "full" else backbone
         if self.policy_adapter:
             add_adapter(self.model, "policy", cfg, seed=seed)
         else:
@@ -118,16 +119,6 @@ class LanguageActorCritic(nn.Module):
         )
         zeros = torch.zeros(dist.mask.shape, dtype=torch.float32, device=logp.device)
         return zeros.masked_scatter(dist.mask, logp), zeros.masked_scatter(dist.mask, entropy)
-
-
-def _copy(backbone: Backbone) -> Backbone:
-    return Backbone(
-        copy.deepcopy(backbone.model).requires_grad_(False),
-        backbone.codec,
-        backbone.fingerprint,
-        backbone.source,
-        backbone.autocast,
-    )
 
 
 class RewardScorer(nn.Module):

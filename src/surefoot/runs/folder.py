@@ -113,8 +113,14 @@ class RunFolder:
 
     def _record_end(self, error: BaseException) -> None:
         """Says in the manifest how the run ended early. A full disk must not hide the error that ended it."""
-        status = "interrupted" if isinstance(error, Interrupted) else "stopped" if isinstance(error, SurefootError) else "failed"
+        is_left = isinstance(error, GeneratorExit)  # a notebook broke out of the loop over the steps
+        if is_left or isinstance(error, Interrupted):
+            status = "interrupted"
+        else:
+            status = "stopped" if isinstance(error, SurefootError) else "failed"
         reason = str(error) if isinstance(error, SurefootError) else f"{type(error).__name__}: {error}"
+        if is_left:
+            reason = "The loop over its steps was left before the last one."
         try:
             self._manifest.update(status=status, reason=reason)
         except (RunError, OSError) as second:

@@ -45,7 +45,8 @@ class Features:
         unique = sorted(set(rows), key=lambda row: (len(row), row))
         self.place = {row: i for i, row in enumerate(unique)}
         width = scorer.backbone.width
-        with tempfile.NamedTemporaryFile(prefix="features-", dir=folder) as file:  # mapped: it goes when the table goes
+        place = folder if folder is not None and folder.is_dir() else None  # from Python the run folder is made later
+        with tempfile.NamedTemporaryFile(prefix="features-", dir=place) as file:  # mapped: it goes when the table goes
             self.table = torch.from_file(file.name, shared=True, size=len(unique) * width, dtype=torch.float32).reshape(-1, width)
         with torch.no_grad():
             for start in range(0, len(unique), batch_size):
@@ -163,12 +164,17 @@ def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding)
     }
 
 
+def inputs(parts: RewardParts) -> dict[str, str]:
+    """What the run was made from, as hashes for its manifest."""
+    rows = {name: digest(task.pairs) for name, task in (("train", parts.train), ("validation", parts.validation))}
+    return {"model": parts.scorer.backbone.fingerprint, **rows}
+
+
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
 
     parts = build_reward(cfg, folder.path, progress.say, heed=folder.check_stop, **given)
-    rows = {name: digest(task.pairs) for name, task in (("train", parts.train), ("validation", parts.validation))}
-    folder.declare({"model": parts.scorer.backbone.fingerprint, **rows})
+    folder.declare(inputs(parts))
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)

@@ -51,12 +51,17 @@ def steps(parts: SFTParts, cfg: Config, folder: RunFolder | None = None) -> Iter
         parts.backbone.model.eval()
 
 
+def inputs(parts: SFTParts) -> dict[str, str]:
+    """What the run was made from, as hashes for its manifest."""
+    rows = {name: digest(task.rows) for name, task in (("train", parts.train), ("validation", parts.validation))}
+    return {"model": parts.backbone.fingerprint, **rows}
+
+
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_sft
 
     parts = build_sft(cfg, progress.say, **given)
-    rows = {name: digest(task.rows) for name, task in (("train", parts.train), ("validation", parts.validation))}
-    folder.declare({"model": parts.backbone.fingerprint, **rows})
+    folder.declare(inputs(parts))
     progress.start("sft", total_steps(len(parts.train), cfg.sft), "steps")
     figures: dict[str, object] = {}
     for step in steps(parts, cfg, folder):
