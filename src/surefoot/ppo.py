@@ -258,10 +258,11 @@ def _minibatches(num_rows: int, cfg: PPOConfig, generator: torch.Generator) -> I
 
 
 def _share(batch: PPOBatch, chosen: Tensor, cfg: PPOConfig, runtime: Runtime) -> Iterator[PPOBatch]:
-    """This rank's part of the chosen rows, in micro-batches; equally many on every rank."""
+    """This rank's part of the chosen rows, in micro-batches of like length (little padding); equally many on every rank."""
     mine = runtime.shard(len(chosen))
-    for micro in chosen[mine.start : mine.stop].split(cfg.micro_batch_size):
-        yield batch[micro.to(batch.mask.device)]
+    rows = chosen[mine.start : mine.stop].to(batch.mask.device)
+    for micro in rows[batch.mask[rows].sum(1).argsort(stable=True)].split(cfg.micro_batch_size):
+        yield batch[micro]
 
 
 def _gradients(

@@ -16,6 +16,7 @@ from surefoot.embedded.named_judges import named_judge
 
 Rows = list[dict[str, Any]]
 PROMPT_WORDS = 3
+SFT_WORDS = 20  # what fits into 24 tokens: a model that writes longer sentences is cut, and PPO teaches it to stop
 PAIRS_PER_SENTENCE = 20
 TINY_SENTENCES = 2_000
 TINY_PAIRS = 20  # an opening
@@ -48,7 +49,7 @@ def real_world(seed: int) -> DemoWorld:
     ratings = load_ratings()
     pairs = rating_pairs(ratings, seed=seed, pairs_per_sentence=PAIRS_PER_SENTENCE)
     return DemoWorld(
-        sentences=[opened(text) for text in sft_sentences(ratings)],
+        sentences=[opened(text) for text in sft_sentences(ratings, max_words=SFT_WORDS)],
         votes=[_vote(pair) for pair in pairs.train],
         held_out_votes=[_vote(pair) for pair in pairs.held_out],
         ppo_prompts=ppo_prompts(ratings),

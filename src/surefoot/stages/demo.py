@@ -22,7 +22,7 @@ from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import evaluate, ppo_lm, reward, sft
 
 BEST_OF = 4
-NUM_SENTENCES = 1_200  # more than SFT reads, with a tenth held out
+NUM_SENTENCES = 2_200  # more than SFT reads, with a tenth held out
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | None = None) -> None:

@@ -134,7 +134,8 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
     parts: list[tuple[Tensor, ...]] = []
     old: list[TokenDist] = []
     ref: list[TokenDist] = []
-    for rows in torch.arange(len(context), device=ids.device).split(cfg.micro_batch_size):
+    by_length = (context.prompt_mask.sum(1) + context.mask.sum(1)).argsort(stable=True)  # little padding
+    for rows in by_length.split(cfg.micro_batch_size):
         now = policy.evaluate(context[rows], ids[rows])
         assert isinstance(now.dist, TokenDist)  # the policy's own
         logp_ref, dist_ref = policy.reference(context[rows], ids[rows])
@@ -144,15 +145,17 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
         parts.append((now.logp, now.values, now.next_values, now.entropy, logp_ref, kl))
         old += [now.dist] if needs_old else []
         ref += [dist_ref] if needs_ref else []
-    logp, values, next_values, entropy, logp_refs, kls = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old), _joined(ref))
+    back = by_length.argsort()
+    logp, values, next_values, entropy, logp_refs, kls = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+    return _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old, back), _joined(ref, back))
 
 
-def _joined(dists: list[TokenDist]) -> TokenDist | None:
+def _joined(dists: list[TokenDist], rows: Tensor) -> TokenDist | None:
+    """The batches' distributions as one, in the order `rows`."""
     if not dists:
         return None
     head = dists[0].head.frozen_copy()
-    return TokenDist(torch.cat([dist.states for dist in dists]), torch.cat([dist.mask for dist in dists]), head)
+    return TokenDist(torch.cat([dist.states for dist in dists]), torch.cat([dist.mask for dist in dists]), head)[rows]
 
 
 def _metrics(
