@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from statistics import fmean
 
 from surefoot.config_file import load_config
 from surefoot.launch import set_threads
 from surefoot.progress import make_progress
-from surefoot.runs import RunFolder
+from surefoot.runs import RunFolder, load_manifest
 from surefoot.stages import demo
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,15 +45,14 @@ def main() -> int:
     parser.add_argument("--preset", choices=("default", "tiny"), default="default")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     asked = parser.parse_args()
-    threads = set_threads(None)
+    set_threads(None)
     for seed in asked.seeds:
         for name in asked.variants:
             verdict = one_run(asked.out, seed, name, asked.variants[0], asked.preset)
+            manifest = load_manifest(asked.out / f"{name}-{seed}")  # of the run itself: this may be a later look at it
             facts = {
-                "command": " ".join(sys.argv),
-                "threads": threads,
-                "torch": torch.__version__,
-                "machine": platform.processor(),
+                "command": f"python benchmarks/demo_table.py --seeds {seed} --variants {name} --preset {asked.preset}",
+                **{key: manifest[key] for key in ("versions", "platform", "git")},
             }
             path = RESULTS / f"demo-{asked.preset}-{name}-{seed}.json"
             path.write_text(json.dumps({"run": facts, **verdict}, indent=2) + "\n", encoding="utf-8")
@@ -73,16 +71,24 @@ def one_run(out: Path, seed: int, name: str, first: str, preset: str) -> dict[st
 
 
 def table(preset: str) -> str:
-    """All kept verdicts as a Markdown table."""
+    """All kept verdicts as a Markdown table, a row a run, and the mean over the seeds of each objective."""
     lines = ["| objective | seed | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for path in sorted(RESULTS.glob(f"demo-{preset}-*.json")):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        cells = [
-            f"{kept[key]:.2f}" if isinstance(key, str) else f"{kept[key[0]]:.2f} → {kept[key[1]]:.2f}" for key in COLUMNS.values()
-        ]
-        name = path.stem.removeprefix(f"demo-{preset}-").rpartition("-")[0]
-        lines.append(f"| {name} | {kept['seed']} | " + " | ".join(cells) + " |")
+    for name in VARIANTS:
+        paths = sorted(RESULTS.glob(f"demo-{preset}-{name}-*.json"))
+        kept = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        lines += [f"| {name} | {one['seed']} | " + " | ".join(_cells(one)) + " |" for one in kept]
+        if len(kept) > 1:
+            keys = [key for pair in COLUMNS.values() for key in ([pair] if isinstance(pair, str) else pair)]
+            mean = {key: fmean(one[key] for one in kept) for key in keys}
+            lines.append(f"| **{name}** | mean | " + " | ".join(f"**{cell}**" for cell in _cells(mean)) + " |")
     return "\n".join(lines)
+
+
+def _cells(verdict: Mapping[str, float]) -> list[str]:
+    return [
+        f"{verdict[key]:.2f}" if isinstance(key, str) else f"{verdict[key[0]]:.2f} → {verdict[key[1]]:.2f}"
+        for key in COLUMNS.values()
+    ]
 
 
 if __name__ == "__main__":
