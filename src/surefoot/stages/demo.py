@@ -22,7 +22,7 @@ from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import evaluate, ppo_lm, reward, sft
 
 BEST_OF = 4
-NUM_SENTENCES = 2_200  # more than SFT reads, with a tenth held out
+NUM_SENTENCES = 3_000  # more than SFT reads, with a tenth held out
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | None = None) -> None:
@@ -79,8 +79,8 @@ def _run_stage(
 
 
 def _sft_config(cfg: Config, tiny: bool) -> Config:
-    """SFT from the base model. Random weights give an adapter nothing to adapt: the tiny model is trained whole."""
-    model = cfg.model.model_copy(update={"tuning": "full"}) if tiny else cfg.model
+    """SFT from the base model, on all its blocks. Random weights give an adapter nothing to adapt: tiny is trained whole."""
+    model = cfg.model.model_copy(update={"tuning": "full"} if tiny else {"lora_layers": None})
     return cfg.model_copy(update={"model": model})
 
 
