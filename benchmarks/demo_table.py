@@ -61,7 +61,8 @@ def main() -> int:
 
 
 def one_run(out: Path, seed: int, name: str, first: str, preset: str) -> dict[str, object]:
-    cfg = load_config(None, ["--seed", str(seed), *VARIANTS[name]], verb="demo", preset=preset)
+    words = ["--seed", str(seed), *VARIANTS[name]] + (["--evaluate.best_of", "0"] if name != first else [])  # knows no objective
+    cfg = load_config(None, words, verb="demo", preset=preset)
     path = out / f"{name}-{seed}"
     with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
         if not folder.is_done:

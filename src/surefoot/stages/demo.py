@@ -21,7 +21,6 @@ from surefoot.progress import Progress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import evaluate, ppo_lm, reward, sft
 
-BEST_OF = 4
 NUM_SENTENCES = 3_000  # more than SFT reads, with a tenth held out
 
 
@@ -96,9 +95,7 @@ def _ppo_config(cfg: Config, root: Path) -> Config:
 
 def _evaluate_config(cfg: Config, root: Path, trained: Path) -> Config:
     with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(trained / "reward/final"))
-    return _on(
-        with_reward, root / "ppo/final", "evaluate", against=str(trained / "sft/final"), best_of=cfg.evaluate.best_of or BEST_OF
-    )
+    return _on(with_reward, root / "ppo/final", "evaluate", against=str(trained / "sft/final"))
 
 
 def _rows(world: DemoWorld) -> list[dict[str, Any]]:
@@ -142,7 +139,6 @@ def _verdict(cfg: Config, root: Path, trained: Path, judge: str) -> dict[str, An
         "reward_model_accuracy": held_out["accuracy"],
         "reward_model_accuracy_interval": held_out["accuracy_interval"],
         "reward_model_calibration": held_out["calibration"],
-        "best_of_n": {("judge" if key == judge else key): value for key, value in figures["best_of_n"].items()},
         "num_prompts": figures["num_prompts"],
         "seed": cfg.seed,
         "objective": cfg.ppo.objective,
@@ -151,4 +147,6 @@ def _verdict(cfg: Config, root: Path, trained: Path, judge: str) -> dict[str, An
         "seconds": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
+    if "best_of_n" in figures:  # evaluate.best_of 0 asks for none
+        verdict["best_of_n"] = {("judge" if key == judge else key): value for key, value in figures["best_of_n"].items()}
     return verdict | {"verdict": verdict_words(verdict)}
