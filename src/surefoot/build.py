@@ -214,7 +214,7 @@ def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator
         votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
     else:
         name = cfg.pairs.annotator
-        votes = None if name is None else (name.partition(":")[2].lower(), load_function(name))
+        votes = None if name is None else (name, load_function(name))
     engines = [(name, engine_of(cfg, backbone, None)) for name, backbone in zip(names, backbones, strict=True)]
     return PairsParts(engines, chosen, backbones[0].codec.pad_id, votes)
 

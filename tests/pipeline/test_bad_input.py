@@ -260,10 +260,12 @@ def test_an_annotator_that_raises_or_prefers_nothing_known_stores_no_vote(refuse
     Path("votes.db").touch()
     Path("raises.py").write_text("def prefer(prompt, a, b):\n    raise ValueError('no taste')\n")
     line = refused(*words, "--pairs.annotator=raises:prefer")
-    assert line == "RewardError: annotator prefer raised ValueError: no taste. No vote of this batch of prompts was stored."
+    assert line == (
+        "RewardError: annotator raises:prefer raised ValueError: no taste. No vote of this batch of prompts was stored."
+    )
     Path("left.py").write_text("def prefer(prompt, a, b):\n    return 'left'\n")
     assert refused(*words, "--pairs.annotator=left:prefer").startswith(
-        "RewardError: annotator prefer returned 'left'; it must return 'a'"
+        "RewardError: annotator left:prefer returned 'left'; it must return 'a'"
     )
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from surefoot.cli import run
 from surefoot.embedded.tiny_world import sentences
 from surefoot.embedded.worlds import opened
+from surefoot.preferences import PreferenceStore
 from surefoot.runs import hash_folder, load_manifest, read_jsonl
 
 ROWS = [opened(text) for text in sentences(40, seed=1)]
@@ -93,6 +94,8 @@ def test_pairs_holds_a_vote_of_the_named_function_on_every_pair_and_reward_learn
     metrics = read_jsonl(world.root / "pairs/metrics.jsonl")
     assert metrics[-1]["step"] == len(ROWS)
     assert [row["votes"] for row in metrics] == [row["pairs"] for row in metrics]
+    with PreferenceStore.open(world.store) as store:
+        assert set(store.counts().by_source) == {"function:taste:prefer"}  # two modules may have a function of one name
     held_out = load_manifest(world.root / "reward")["facts"]["held_out"]
     assert held_out["num_pairs"] > 0
     assert AutoModelForSequenceClassification.from_pretrained(world.reward).config.num_labels == 1
