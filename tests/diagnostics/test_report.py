@@ -293,6 +293,24 @@ def test_a_single_evaluation_has_a_verdict_and_its_answers(tmp_path: Path) -> No
     text = _page(folder).text
     assert "The policy is clearly better than the SFT model: its answer wins on 90 % of 64" in text
     assert "minilm +" in text and "best" in text
+    assert "20 of 64 held-out prompts: the 5 that gained most by the judge, the 5 that gained least, and others" in text
+    assert "curves:" not in text and "calibration" not in text  # it is no demo of which parts are missing
+
+
+def test_of_few_answers_as_many_are_called_best_as_there_are(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path / "run")
+    for count, words in (
+        (8, "8 of 8 held-out prompts: the 2 that gained most by the judge, the 2 that"),
+        (1, "1 of 1 held-out prompts. One"),
+    ):
+        rows = evaluate_samples(random.Random(0), count=count)
+        (folder / "evaluate/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert words in _page(folder).text
+
+
+def test_a_run_of_one_step_counts_it_as_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", verb="pairs", metrics=[{"step": 8, "pairs": 8, "votes": 0}], samples=[])
+    assert "1 step was recorded, the last is step 8." in _page(folder).text
 
 
 def test_a_manifest_without_status_and_a_folder_with_metrics_alone_make_a_report(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_a_reward_without_any_judge_proves_nothing() -> None:
         ({"length_after": 30.0}, "Answers grew from 17.2 to 30.0 tokens"),
         ({"distinct2_after": 0.80}, "Diversity was lost: distinct-2 fell from 0.911 to 0.800."),
         ({"duplicates": 0.31}, "31 % of the answers occur more than once."),
+        ({"duplicates": 0.31, "duplicates_before": 0.02}, "31 % of the answers occur more than once (2 % before)."),
         ({"kl_policy_sft": 25.3}, "The policy is far from the SFT model: 25.3 nats a sequence"),
         ({"eos_rate": 0.2}, "Only 20 % of the answers end by themselves (62 % before)."),
     ],

@@ -97,6 +97,7 @@ def _content(view: ReportView) -> dict[str, Any]:
     ppo = view.stage("ppo")
     reward = view.stage("reward")
     held_out = reward.held_out if reward else {}
+    samples = chosen_samples(evaluation.samples, judge=as_text((verdict or {}).get("judge", "judge"))) if evaluation else []
     return {
         "name": view.name,
         "subtitle": _subtitle(view),
@@ -110,7 +111,8 @@ def _content(view: ReportView) -> dict[str, Any]:
         "missing": _missing(view),
         "calibration": _calibration(verdict, held_out),
         "length_gaps": length_gaps(held_out),
-        "samples": chosen_samples(evaluation.samples, judge=as_text((verdict or {}).get("judge", "judge"))) if evaluation else [],
+        "samples": samples,
+        "num_best": sum(sample.tag == "best" for sample in samples),  # and as many of the worst
         "num_samples": sum("before" in row for row in evaluation.samples) if evaluation else 0,
         "step_samples": step_samples(ppo) if ppo else [],
         "durations": durations(view),
@@ -158,8 +160,8 @@ def _stopped(run: RunView) -> str:
 
 
 def _missing(view: ReportView) -> list[str]:
-    """One sentence for each part of a demo that is not there. A single run has no such parts."""
-    if view.verdict is None:
+    """One sentence for each part of a demo that is not there. A single run, an evaluation too, has no such parts."""
+    if view.verdict is None or [run.kind for run in view.stages] == ["evaluate"]:
         return []
     sentences = []
     for kind, what in (("sft", "fine-tuning"), ("reward", "reward-model"), ("ppo", "PPO")):

@@ -121,7 +121,10 @@ def run_words(run: RunView) -> list[str]:
     if not run.metrics:
         return []
     steps = [float(row["step"]) for row in run.metrics if is_number(row.get("step"))]
-    told = [f"{len(run.metrics):,} steps were recorded" + (f", the last is step {max(steps):g}." if steps else ".")]
+    lines = len(run.metrics)
+    told = [
+        f"{lines:,} step{' was' if lines == 1 else 's were'} recorded" + (f", the last is step {max(steps):g}." if steps else ".")
+    ]
     sentences = {
         "ppo": (
             ("objective/scores", "The reward went from {} to {}."),

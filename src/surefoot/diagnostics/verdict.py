@@ -148,7 +148,9 @@ def _price(v: _Figures) -> list[Finding]:
     if (distinct := v.change("distinct2")) is not None and distinct[1] < DISTINCT_SHARE * distinct[0]:
         found.append(Finding("bad", f"Diversity was lost: distinct-2 fell from {distinct[0]:.3f} to {distinct[1]:.3f}."))
     if (duplicates := v.number("duplicates")) is not None and duplicates > DUPLICATES:
-        found.append(Finding("bad", f"{_percent(duplicates)} of the answers occur more than once."))
+        earlier = v.number("duplicates_before")
+        was = "" if earlier is None else f" ({_percent(earlier)} before)"
+        found.append(Finding("bad", f"{_percent(duplicates)} of the answers occur more than once{was}."))
     if (kl := v.number("kl_policy_sft")) is not None and kl > KL_FAR:
         found.append(
             Finding(
