@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surefoot.config_file import VERB_SECTIONS, dump_config
+from surefoot.config_file import dump_config
 
 if TYPE_CHECKING:
     from surefoot.config import Config, RewardConfig, SFTConfig
@@ -16,7 +16,7 @@ def describe(cfg: Config, verb: str, out: Path) -> str:
     from surefoot.build import memory_plan
 
     lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)"]
-    lines += [dump_config(cfg, only=VERB_SECTIONS[verb], comments=True)]
+    lines += [dump_config(cfg, verb=verb, comments=True)]
     lines += ["# sizes", *(f"#   {line}" for line in sizes(cfg, verb)), "", "# memory"]
     plan = memory_plan(cfg, verb)
     width = max(len(name) for name, _ in [*plan, ("together", 0)])

@@ -1,0 +1,55 @@
+"""Configuration to the parts of control. Apart from build.py, which loads language models: an agent starts without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from surefoot.config import Config
+from surefoot.control import Collector, EnvFactory, Normalizer, first_picture, make_actor_critic, make_env, make_envs
+from surefoot.optim import make_optimizer
+from surefoot.runtime.single import SingleRuntime
+from surefoot.stages.ppo_control import Parts
+
+ADAM_EPS = 1e-5  # of OpenAI's baselines and Stable-Baselines3, for networks of this kind
+MAX_EVALUATION_ENVS = 8
+
+
+def build_control(cfg: Config, say: Callable[[str], None], *, env: EnvFactory | None = None) -> Parts:
+    """`env` makes an environment in place of the one that control.env names.
+
+    Raises: ConfigError where the environment cannot be made, rendered, or has spaces that are not supported.
+    """
+    control = cfg.control
+    picture = picture_of(cfg, env) if control.record else None
+    envs = make_envs(control, env)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    actor_critic = make_actor_critic(envs, control.hidden_sizes, generator)
+    normalizer = Normalizer(
+        actor_critic.observation_size,
+        control.num_envs,
+        observations=control.normalize_observations,
+        rewards=control.normalize_rewards,
+        gamma=cfg.ppo.gamma,
+        clip=control.normalize_clip,
+    )
+    weights = sum(p.numel() for p in actor_critic.parameters())
+    say(f"{control.env}: observations {envs.single_observation_space}, actions {envs.single_action_space}; {weights:,} weights")
+    return Parts(
+        Collector(envs, seed=cfg.seed, normalizer=normalizer),
+        actor_critic,
+        make_optimizer(actor_critic, cfg.ppo, eps=ADAM_EPS),
+        SingleRuntime(),
+        generator,
+        make_envs(control, env, num_envs=min(control.eval_episodes, MAX_EVALUATION_ENVS)),
+        picture,
+    )
+
+
+def picture_of(cfg: Config, env: EnvFactory | None) -> Any:
+    """An environment that renders pictures, tried once: a run of an hour should not end without its GIF."""
+    chosen = make_env(cfg.control.env, render_mode="rgb_array") if env is None else env()
+    first_picture(chosen, cfg.control.env)
+    return chosen
