@@ -53,3 +53,15 @@ def picture_of(cfg: Config, env: EnvFactory | None) -> Any:
     chosen = make_env(cfg.control.env, render_mode="rgb_array") if env is None else env()
     first_picture(chosen, cfg.control.env)
     return chosen
+
+
+def control_memory(cfg: Config) -> list[tuple[str, int]]:
+    """What a run will hold, in bytes by name. Makes one environment to see how large its observations are."""
+    envs = make_envs(cfg.control, num_envs=1)
+    actor_critic = make_actor_critic(envs, cfg.control.hidden_sizes, torch.Generator())
+    weights = sum(p.numel() for p in actor_critic.parameters())
+    row = actor_critic.observation_size + 2 * actor_critic.action_size + 12  # numbers of a step, in the rollout and as a batch
+    return [
+        ("networks with gradients and Adam moments", 16 * weights),
+        ("a rollout and its batch", 2 * 4 * cfg.control.num_rows * row),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,13 @@ def episode_seed(seed: int, purpose: int, env: int, episode: int) -> int:
 
 
 def make_env(name: str, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """One environment by its Gymnasium id; `module:Id-v0` imports a module that registers it first.
+    """One environment by its Gymnasium id; `module:Id-v0` imports a module, also of the working directory, that registers it.
 
     Raises: ConfigError where Gymnasium or what the environment is made of is not installed, or no environment has the name.
     """
     gym = _gymnasium()
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     if render_mode is not None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are made without a screen

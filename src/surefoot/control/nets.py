@@ -134,7 +134,7 @@ class MLPActorCritic(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.observation_size, self.hidden_sizes = observation_size, tuple(hidden_sizes)
+        self.observation_size, self.action_size, self.hidden_sizes = observation_size, action_size, tuple(hidden_sizes)
         self.policy_body = tanh_layers(observation_size, hidden_sizes, generator)
         self.policy_head = head(hidden_sizes[-1], action_size, generator)
         self.critic = tanh_layers(observation_size, hidden_sizes, generator)
