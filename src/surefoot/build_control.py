@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from surefoot.config import Config
-from surefoot.control import Collector, EnvFactory, Normalizer, first_picture, make_actor_critic, make_env, make_envs
+from surefoot.control import Collector, EnvFactory, Normalizer, make_actor_critic, make_envs, make_picture_env
 from surefoot.optim import make_optimizer
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.ppo_control import Parts
@@ -23,8 +22,8 @@ def build_control(cfg: Config, say: Callable[[str], None], *, env: EnvFactory | 
     Raises: ConfigError where the environment cannot be made, rendered, or has spaces that are not supported.
     """
     control = cfg.control
-    picture = picture_of(cfg, env) if control.record else None
     envs = make_envs(control, env)
+    picture = make_picture_env(control.env, env) if control.record else None
     generator = torch.Generator().manual_seed(cfg.seed)
     actor_critic = make_actor_critic(envs, control.hidden_sizes, generator)
     normalizer = Normalizer(
@@ -46,13 +45,6 @@ def build_control(cfg: Config, say: Callable[[str], None], *, env: EnvFactory | 
         make_envs(control, env, num_envs=min(control.eval_episodes, MAX_EVALUATION_ENVS)),
         picture,
     )
-
-
-def picture_of(cfg: Config, env: EnvFactory | None) -> Any:
-    """An environment that renders pictures, tried once: a run of an hour should not end without its GIF."""
-    chosen = make_env(cfg.control.env, render_mode="rgb_array") if env is None else env()
-    first_picture(chosen, cfg.control.env)
-    return chosen
 
 
 def control_memory(cfg: Config) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 from .collect import Collector, Rollout, to_batch
 from .environments import EnvFactory, make_env, make_envs
-from .evaluate import Episodes, evaluate, first_picture, likeliest, record
+from .evaluate import Episodes, evaluate, likeliest, make_picture_env, record
 from .nets import ControlStates, MLPActorCritic, make_actor_critic
 from .normalize import Normalizer, RunningMoments
 
@@ -16,11 +16,11 @@ __all__ = [
     "Rollout",
     "RunningMoments",
     "evaluate",
-    "first_picture",
     "likeliest",
     "make_actor_critic",
     "make_env",
     "make_envs",
+    "make_picture_env",
     "record",
     "to_batch",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Env = gymnasium.Env[Any, Any]
     Envs = SyncVectorEnv
 
-EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
+EnvFactory = Callable[[], "Env"]
 
 TRAINING, EVALUATION, RECORDING = range(3)  # purposes: no episode of one has the seed of another's
 
@@ -31,7 +31,7 @@ def episode_seed(seed: int, purpose: int, env: int, episode: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(purpose, env, episode)).generate_state(1)[0])
 
 
-def make_env(name: str, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+def make_env(name: str) -> Env:
     """One environment by its Gymnasium id; `module:Id-v0` imports a module, also of the working directory, that registers it.
 
     Raises: ConfigError where Gymnasium or what the environment is made of is not installed, or no environment has the name.
@@ -39,17 +39,15 @@ def make_env(name: str, *, render_mode: str | None = None) -> gymnasium.Env[Any,
     gym = _gymnasium()
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if render_mode is not None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are made without a screen
     try:
-        return gym.make(name) if render_mode is None else gym.make(name, render_mode=render_mode)
+        made: Env = gym.make(name)
     except gym.error.DependencyNotInstalled as missing:
         raise ConfigError(_missing(name, missing)) from missing
     except ModuleNotFoundError as missing:
         raise ConfigError(f"control.env = {name!r}: {missing}. Name a module that can be imported, module:Id-v0.") from missing
     except gym.error.Error as unknown:
         raise ConfigError(f"control.env = {name!r}: Gymnasium knows no such environment.{_nearest(name, gym)}") from unknown
+    return made
 
 
 def make_envs(cfg: ControlConfig, factory: EnvFactory | None = None, num_envs: int | None = None) -> SyncVectorEnv:

@@ -18,8 +18,7 @@ from .nets import MLPActorCritic
 from .normalize import Normalizer
 
 if TYPE_CHECKING:
-    import gymnasium
-    from gymnasium.vector import SyncVectorEnv
+    from .environments import Env, EnvFactory, Envs
 
 MAX_RECORDED_STEPS = 1_000  # an episode without an end has to stop somewhere
 MAX_WIDTH = 400  # pixels
@@ -53,7 +52,7 @@ def likeliest(actor_critic: MLPActorCritic, normalizer: Normalizer, raw: np.ndar
 def evaluate(
     actor_critic: MLPActorCritic,
     normalizer: Normalizer,
-    envs: SyncVectorEnv,
+    envs: Envs,
     *,
     num_episodes: int,
     seed: int,
@@ -88,26 +87,31 @@ def evaluate(
         raw = flat(seen)
 
 
-def first_picture(env: gymnasium.Env[Any, Any], name: str) -> np.ndarray:
-    """Resets and renders once. Raises ConfigError where pictures cannot be made: better before training than after it."""
+def make_picture_env(name: str, factory: EnvFactory | None = None) -> Env:
+    """An environment that renders, tried once: better before training than after it.
+
+    Raises: ConfigError where pictures cannot be made.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures are made without a screen
     try:
+        import gymnasium
         import PIL  # noqa: F401
-    except ImportError as missing:
-        raise ConfigError("control.record needs Pillow: pip install 'surefoot[control]'. Or leave out --record.") from missing
-    try:
+
+        env: Env = gymnasium.make(name, render_mode="rgb_array") if factory is None else factory()
         env.reset(seed=0)
         picture = env.render()
     except Exception as problem:  # whatever a graphics library raises
-        said = " ".join(str(problem).split())
+        said = " ".join(str(problem).split())[:200]
         raise ConfigError(
             f"control.record: {name} cannot be rendered ({type(problem).__name__}: {said}). {_advice()}"
         ) from problem
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
         raise ConfigError(f"control.record: {name} renders {type(picture).__name__}, not pictures. Leave out --record.")
-    return picture
+    return env
 
 
-def record(actor_critic: MLPActorCritic, normalizer: Normalizer, env: gymnasium.Env[Any, Any], *, seed: int) -> bytes:
+def record(actor_critic: MLPActorCritic, normalizer: Normalizer, env: Env, *, seed: int) -> bytes:
     """One episode as a GIF, at most 1,000 steps of it, in real time where the environment says what that is."""
     from PIL import Image
 
