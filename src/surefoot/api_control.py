@@ -23,7 +23,7 @@ from surefoot.stages.ppo_control import ControlProgress, ControlStep
 
 
 class ControlRun:
-    """PPO in an environment: a Gymnasium id, one of your own registered, or a function that makes an environment.
+    """PPO in an environment: a Gymnasium id, one of your own registered, or a function that makes an environment at each call.
 
     `settings` are names of the configuration: {"control.num_envs": 4, "ppo.objective": "penalty"}. What is not set has the
     defaults of `surefoot control`. With `out` the run has a folder: it saves, resumes, and can be reported on.
@@ -40,6 +40,8 @@ class ControlRun:
         out: str | Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        if not isinstance(env, str) and not callable(env):
+            raise ConfigError(f"env is {env}. Give its id, or a function that makes one: several are needed, for evaluation too.")
         name = env if isinstance(env, str) else _name_of(env)
         self.config, self.out = configuration("control", {"control.env": name, **(settings or {})}, preset="default"), out
         self.parts = build_control(self.config, say, env=None if isinstance(env, str) else env)

@@ -116,6 +116,14 @@ def test_a_registered_environment_of_ones_own_is_found_by_its_id() -> None:
     gymnasium.registry.pop("Walk-v0")
 
 
+def test_an_environment_in_place_of_a_function_and_one_that_is_given_twice_are_refused() -> None:
+    env = Walk()
+    with pytest.raises(ConfigError, match=r"^env is <.*Walk.*>\. Give its id, or a function that makes one"):
+        ControlRun(env, settings=SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="gave the same one twice"):
+        ControlRun(lambda: env, settings=SMALL)
+
+
 def test_a_number_for_a_run_with_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"learn\(100\) with out = .*: a run folder holds one plan"):
         ControlRun("CartPole-v1", settings=SMALL, out=tmp_path / "run").learn(100)

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from surefoot.build_control import build_control
 from surefoot.config import UNREAD_IN_CONTROL, Config, PPOConfig
 from surefoot.config_file import load_config
-from surefoot.control import Collector, Normalizer, evaluate, make_actor_critic
+from surefoot.control import Collector, Normalizer, evaluate, make_actor_critic, make_env
 from surefoot.errors import ConfigError, TrainingError
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
@@ -51,6 +51,21 @@ def test_a_run_is_evaluated_every_n_updates_and_at_its_end(tmp_path: Path) -> No
     last = trained(tmp_path / "at-the-end", settings(eval_every=0))
     assert [row["step"] for row in last if "eval/mean_reward" in row] == [4]
     assert last[-1]["eval/mean_reward"] == rows[-1]["eval/mean_reward"]  # looking changes nothing
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "Hopper-v5", "HalfCheetah-v5"])
+def test_environments_of_gymnasium_play_their_episodes_again_to_the_last_bit(name: str) -> None:
+    if name.startswith("H"):
+        pytest.importorskip("mujoco")
+    collectors = [Collector(envs_of(lambda: make_env(name)), seed=5) for _ in range(2)]
+    actor_critic = make_actor_critic(collectors[0].envs, (8,), generator())
+    draws = generator()
+    collectors[0].collect(actor_critic, 130, draws)  # in several of them beyond an end
+    state, drawn, again = collectors[0].state(), draws.get_state(), generator()
+    again.set_state(drawn)
+    assert collectors[1].restore(state) == []
+    expected, found = (one.collect(actor_critic, 60, each) for one, each in zip(collectors, (draws, again), strict=True))
+    assert torch.equal(found.observations, expected.observations) and torch.equal(found.rewards, expected.rewards)
 
 
 @pytest.mark.parametrize("world", [Walk, Forgetful])

@@ -54,11 +54,15 @@ def make_envs(cfg: ControlConfig, factory: EnvFactory | None = None, num_envs: i
     """`num_envs` environments, those of the configuration by default, made by `factory` or by the name in it.
 
     They reset when they are told to: whoever steps them knows an episode's last observation and seeds the next.
+
+    Raises: ConfigError as `make_env`, and where `factory` gives one environment twice.
     """
     gym = _gymnasium()
     make: EnvFactory = factory if factory is not None else lambda: make_env(cfg.env)
     modes = gym.vector.AutoresetMode
     envs: SyncVectorEnv = gym.vector.SyncVectorEnv([make] * (num_envs or cfg.num_envs), autoreset_mode=modes.DISABLED)
+    if len({id(env) for env in envs.envs}) < envs.num_envs:
+        raise ConfigError("The function that makes environments gave the same one twice. Make a new one at each call.")
     return envs
 
 

@@ -91,7 +91,7 @@ def steps(
     for update in range(at.update + 1, control.num_updates + 1):
         clock = Clock()
         fault_point("rollout", update)
-        may_stop = _never if saved < at.update else partial(_is_stopping, folder)
+        is_kept = saved == at.update  # the state before this update is on the disk, so that the update may be broken off
         rate = set_learning_rates(parts.optimizer, ppo, update - 1, control.num_updates)
         rollout = parts.collector.collect(parts.actor_critic, control.num_steps, parts.generator)
         clock.lap("rollout")
@@ -107,13 +107,13 @@ def steps(
             kl_coef=0.0,  # there is no reference to be tethered to
             critic_only=update <= ppo.critic_warmup_steps,
             skipped_in_row=at.skipped_in_row,
-            should_stop=may_stop,
+            should_stop=partial(_is_stopping, folder if is_kept else None),
         )
         clock.lap("update")
         beta, at = at.beta, _moved(at, rollout, stats, ppo, update)
         metrics = _metrics(parts, rollout, stats, at, cfg, beta=beta, rate=rate)
         if _is_evaluated(update, cfg):
-            metrics |= _evaluated(parts, cfg, folder)
+            metrics |= _evaluated(parts, cfg, folder if is_kept else None)
             clock.lap("evaluate")
         if folder is not None:
             folder.record(update, metrics)
@@ -138,11 +138,6 @@ def update_settings(cfg: Config) -> PPOConfig:
 
 def _is_stopping(folder: RunFolder | None) -> bool:
     return folder is not None and folder.stop_requested
-
-
-def _never() -> bool:
-    """While an update may not be broken off: the state before it is not on the disk."""
-    return False
 
 
 def _moved(at: ControlProgress, rollout: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int) -> ControlProgress:
@@ -205,7 +200,7 @@ def _is_evaluated(update: int, cfg: Config) -> bool:
 
 
 def _evaluated(parts: Parts, cfg: Config, folder: RunFolder | None) -> dict[str, float]:
-    """An evaluation is broken off where a stop is asked for: the update is then repeated, and the state before it is kept."""
+    """The figures of an evaluation, which is broken off where `folder` says that a stop is asked for."""
     if parts.evaluation is None:
         return {}
     heed = (lambda: None) if folder is None else folder.check_stop
