@@ -15,6 +15,10 @@ from surefoot.build_control import build_control
 from surefoot.config import UNREAD_IN_CONTROL, Config, PPOConfig
 from surefoot.config_file import load_config
 from surefoot.control import Collector, Normalizer, evaluate, make_actor_critic, make_env
+from surefoot.diagnostics.charts import charts
+from surefoot.diagnostics.metrics import is_known
+from surefoot.diagnostics.run_view import read_report_view
+from surefoot.diagnostics.summaries import durations
 from surefoot.errors import ConfigError, TrainingError
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
@@ -163,6 +167,20 @@ def test_every_setting_of_ppo_is_read_in_control_or_refused() -> None:
     )
     read += " max_skipped_steps save_every learning_rate lr_scheduler lr_min_share warmup_steps weight_decay max_grad_norm"
     assert set(PPOConfig.model_fields) == set(read.split()) | set(UNREAD_IN_CONTROL)
+
+
+def test_every_number_is_documented_and_the_report_shows_betas_path_beside_the_kl_that_moves_it(tmp_path: Path) -> None:
+    rows = trained(tmp_path / "run", settings(ppo={"objective": "penalty", "beta_controller": "doubling"}))
+    view = read_report_view(tmp_path / "run")
+    run = view.stage("control")
+    assert run is not None and [key for key in run.recorded if not is_known(key)] == []
+    shown = {chart.title: chart for chart in charts(run)}
+    assert {"Episode return", "Clip fraction", "Entropy loss", "Explained variance", "Deviation of actions"} <= shown.keys()
+    assert list(shown["Penalty coefficient"].figure["data"][0]["y"]) == [row["kl/beta"] for row in rows]
+    kl = shown["KL of an update"].figure["data"]
+    assert list(kl[0]["y"]) == [row["train/kl_after"] for row in rows]
+    assert [trace["y"][0] for trace in kl if trace.get("meta") == {"role": "reference"}] == [0.01]
+    assert all("fps" not in duration.name for duration in durations(view))
 
 
 def test_several_seeds_have_a_folder_each_and_come_to_a_mean_with_its_interval(
