@@ -58,7 +58,10 @@ def test_a_run_is_evaluated_every_n_updates_and_at_its_end(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "Hopper-v5", "HalfCheetah-v5"])
-def test_environments_of_gymnasium_play_their_episodes_again_to_the_last_bit(name: str) -> None:
+def test_environments_of_gymnasium_play_their_episodes_again_to_the_last_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log into the working directory
     if name.startswith("H"):
         pytest.importorskip("mujoco")
     collectors = [Collector(envs_of(lambda: make_env(name)), seed=5) for _ in range(2)]
