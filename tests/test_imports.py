@@ -30,7 +30,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "errors": ("", ""),
     "config": ("", "pydantic yaml"),
     "ppo": ("core types config", "torch jaxtyping"),
-    "control": ("core types config", "torch jaxtyping gymnasium"),
+    "control": ("core types config", "torch jaxtyping gymnasium safetensors PIL"),
     "lm": ("core types config", "torch jaxtyping transformers peft tokenizers safetensors gguf"),
     "rollout": ("types config lm", "torch jaxtyping transformers"),
     "rewards": ("types config lm", "torch jaxtyping transformers safetensors"),
@@ -54,6 +54,9 @@ FURTHER: dict[str, tuple[str, str]] = {
     "config_names": ("config", "pydantic"),
     "config_yaml": ("config", "yaml"),
     "config_examples": ("config config_file", "pydantic"),
+    "build_control": (ALL, "torch jaxtyping"),
+    "api_control": (ALL, "torch jaxtyping"),
+    "api_steps": (ALL, ""),
     "optim": ("core types config", "torch jaxtyping"),
     "ppo_figures": ("core types config", "torch jaxtyping"),
     "embedded": ("types config preferences", "torch transformers safetensors filelock tokenizers gguf vaderSentiment"),
@@ -75,7 +78,7 @@ ANYTHING_IN_A_FUNCTION = ("cli", "doctor", "dry_run")
 WITHOUT_TORCH = ("__init__", "__main__", "cli", "config", "config_file", "content", "errors", "faults", "launch", "preferences")
 # packages that come with another: their name is on no list of ours
 COMES_WITH = {"pydantic_core": "pydantic", "markupsafe": "jinja2", "tokenizers": "transformers", "starlette": "fastapi"}
-DISTRIBUTIONS = {"yaml": "pyyaml", "vaderSentiment": "vadersentiment"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "vaderSentiment": "vadersentiment"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Config": "surefoot.config",
     "ConfigError": "surefoot.errors",
+    "ControlRun": "surefoot.api_control",
     "PPORun": "surefoot.api",
     "RewardRun": "surefoot.api",
     "SFTRun": "surefoot.api",

@@ -7,16 +7,15 @@ reported on; without, nothing is written until `save`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from surefoot.api_steps import Settings, configuration, stepped
 from surefoot.build import Rows, build_ppo, build_reward, build_sft
 from surefoot.config import Config
-from surefoot.config_file import load_config
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.lm.batches import prompt_set
 from surefoot.lm.data import rows_from
@@ -28,17 +27,11 @@ from surefoot.stages.ppo_lm import PPOStep
 from surefoot.stages.supervised import FitStep
 from surefoot.types import Completions, Prompts, Scores
 
-Settings = Mapping[str, Any]
 
-
-def configuration(verb: str, model: Any, settings: Settings | None) -> Config:
-    """A Config of `verb` from dotted names. A model by name goes into model.name; objects already loaded are given to the run."""
+def _configured(verb: str, model: Any, settings: Settings | None) -> Config:
+    """A model by name goes into model.name; objects already loaded are given to the run."""
     named = {"model.name": model} if isinstance(model, (str, Path)) else {}
-    words = [
-        f"--{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
-        for key, value in {**named, **(settings or {})}.items()
-    ]
-    return load_config(None, words, verb=verb)
+    return configuration(verb, {**named, **(settings or {})})
 
 
 def _loaded(model: Any, cfg: Config) -> Any:
@@ -63,9 +56,9 @@ class SFTRun:
         out: str | Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.config = configuration("sft", model, settings)
+        self.config = _configured("sft", model, settings)
         self.parts = build_sft(self.config, say, model=_loaded(model, self.config), train=train, validation=validation)
-        self._steps = _stepped(
+        self._steps = stepped(
             out, "sft", self.config, lambda: sft.inputs(self.parts), lambda folder: sft.steps(self.parts, self.config, folder)
         )
 
@@ -101,13 +94,13 @@ class RewardRun:
         out: str | Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.config = configuration("reward", model, settings)
+        self.config = _configured("reward", model, settings)
         given = _loaded(model, self.config)
         self.parts = build_reward(
             self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation
         )
         self._facts: RewardFacts | None = None
-        self._steps = _stepped(out, "reward", self.config, lambda: reward.inputs(self.parts), self._learn)
+        self._steps = stepped(out, "reward", self.config, lambda: reward.inputs(self.parts), self._learn)
 
     def _learn(self, folder: RunFolder | None) -> Iterator[FitStep]:
         for step in reward.steps(self.parts, self.config, folder):
@@ -166,10 +159,10 @@ class PPORun:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         named = {"reward_source.source": str(reward)} if isinstance(reward, (str, Path)) else {}
-        self.config = configuration("ppo", model, {**named, **(settings or {})})
+        self.config = _configured("ppo", model, {**named, **(settings or {})})
         given = None if named else reward
         self.parts = build_ppo(self.config, say, model=_loaded(model, self.config), prompts=prompts, reward=given, judges=judges)
-        self._steps = _stepped(
+        self._steps = stepped(
             out,
             "ppo",
             self.config,
@@ -201,19 +194,3 @@ class PPORun:
     def save(self, folder: str | Path) -> None:
         """Writes what AutoModelForCausalLM loads."""
         self.parts.policy.backbone.save(Path(folder), merge=self.parts.policy.policy_adapter)
-
-
-def _stepped(
-    out: str | Path | None,
-    verb: str,
-    cfg: Config,
-    inputs: Callable[[], Mapping[str, str]],
-    steps: Callable[[RunFolder | None], Iterator[Any]],
-) -> Iterator[Any]:
-    """The stage's steps, inside its run folder where there is one; the folder is closed when they end or are abandoned."""
-    if out is None:
-        yield from steps(None)
-        return
-    with RunFolder.open(Path(out), verb=verb, cfg=cfg, resume="auto", extra=inputs()) as folder:
-        yield from steps(folder)
-        folder.finish()

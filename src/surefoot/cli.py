@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +28,7 @@ STAGES = {
     "pairs": "surefoot.stages.pairs",
     "reward": "surefoot.stages.reward",
     "ppo": "surefoot.stages.ppo_lm",
+    "control": "surefoot.stages.ppo_control",
     "evaluate": "surefoot.stages.evaluate",
 }
 
@@ -45,6 +46,7 @@ app = typer.Typer(
 
 FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 OPTIONS = ("out", "resume", "dry-run", "help")
+VERB_OPTIONS = {"demo": ("preset",), "control": ("record", "seeds")}
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="RUN.yaml --SECTION.SETTING VALUE", help=SETTINGS_HELP, show_default=False)
@@ -105,6 +107,31 @@ def reward(words: Words = None, out: Out = None, resume: Resume = "auto", dry_ru
 def ppo(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """PPO-Clip, PPO-Penalty or plain policy gradient, tethered to the SFT model."""
     _train("ppo", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def control(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ENV RUN.yaml --SECTION.SETTING VALUE", help=f"A Gymnasium environment. {SETTINGS_HELP}"),
+    ] = None,
+    out: Out = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    record: Annotated[bool, typer.Option("--record", help="episode.gif at the end of the run.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Train this many seeds, a run folder each, and tell mean and interval.")
+    ] = None,
+) -> None:
+    """The same PPO in a Gymnasium environment: surefoot control CartPole-v1."""
+    named = env_words(words or [])
+    cfg, path = _settled("control", [*named, *(["--control.record=true"] if record else [])], out, preset="default")
+    if dry_run:
+        _describe(cfg, "control", path)
+    elif seeds is None:
+        _start(cfg, lambda: _run_stage("control", cfg, path, resume))
+    else:
+        _start(cfg, lambda: _run_seeds(cfg, seeds, path, resume))
 
 
 @app.command(context_settings=FORWARD)
@@ -209,6 +236,23 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     return path, overrides
 
 
+def env_words(words: Sequence[str]) -> list[str]:
+    """The words of `control` with its environment, a bare word that is no YAML file, written as the setting that it is."""
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            found.append(word)
+            if "=" not in word and rest and not rest[0].startswith("--"):
+                found.append(rest.pop(0))
+        elif word.endswith((".yaml", ".yml")):
+            found.append(word)
+        else:
+            found.append(f"--control.env={word}")
+    return found
+
+
 def _complain(name: str, message: str) -> None:
     for line in message.splitlines() or [""]:
         print(f"{name}: {line}", file=sys.stderr)
@@ -217,7 +261,7 @@ def _complain(name: str, message: str) -> None:
 def _load(verb: str, path: Path | None, overrides: Sequence[str], preset: str | None = None) -> Config:
     from surefoot.config_file import load_config
 
-    options = (*OPTIONS, "preset") if verb == "demo" else OPTIONS
+    options = (*OPTIONS, *VERB_OPTIONS.get(verb, ()))
     return load_config(path, overrides, verb=verb, preset=preset, options=options)
 
 
@@ -230,17 +274,39 @@ def _train(
     preset: str | None = None,
 ) -> None:
     """What every training verb does: settings, run folder, stage."""
-    path, overrides = split_words(words or [])
-    cfg = _load(verb, path, overrides, preset)
-    folder_path = out if out is not None else Path("runs") / verb
+    cfg, path = _settled(verb, words or [], out, preset)
     if dry_run:
-        from surefoot.dry_run import describe
+        _describe(cfg, verb, path)
+    else:
+        _start(cfg, lambda: _run_stage(verb, cfg, path, resume))
 
-        typer.echo(describe(cfg, verb, folder_path))
-        return
+
+def _settled(verb: str, words: Sequence[str], out: Path | None, preset: str | None) -> tuple[Config, Path]:
+    """The settings that the words give, and the run folder."""
+    path, overrides = split_words(words)
+    return _load(verb, path, overrides, preset), out if out is not None else Path("runs") / verb
+
+
+def _describe(cfg: Config, verb: str, path: Path) -> None:
+    from surefoot.dry_run import describe
+
+    typer.echo(describe(cfg, verb, path))
+
+
+def _start(cfg: Config, body: Callable[[], None]) -> None:
     from surefoot.launch import single
 
-    single(cfg, lambda: _run_stage(verb, cfg, folder_path, resume))
+    single(cfg, body)
+
+
+def _run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "never"]) -> None:
+    from surefoot.progress import make_progress
+
+    progress = make_progress()
+    try:
+        importlib.import_module("surefoot.stages.control_seeds").run(cfg, seeds, path, resume, progress)
+    finally:
+        progress.stop()
 
 
 def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"]) -> None:

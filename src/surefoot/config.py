@@ -6,6 +6,7 @@ Reading YAML and dotted overrides is `config_file.py`; turning a config into obj
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -269,18 +270,65 @@ class EvaluateConfig(Section):
 
 
 class ControlConfig(Section):
-    env: str = Field("CartPole-v1", description="a Gymnasium environment")
+    env: str = Field("CartPole-v1", description="a Gymnasium environment; module:Id-v0 imports a module that registers it")
     total_timesteps: PositiveInt = Field(
         100_000, description="steps of all environments together; the last rollout is a whole one"
     )
     num_envs: PositiveInt = 8
-    num_steps: PositiveInt = Field(128, description="steps of each environment in a rollout")
+    num_steps: PositiveInt = Field(256, description="steps of each environment in a rollout")
+    batch_size: PositiveInt = Field(64, description="steps of a minibatch; it divides num_envs x num_steps")
     hidden_sizes: tuple[PositiveInt, ...] = Field((64, 64), description="tanh layers of the policy, and as many of the critic")
+    normalize_observations: bool = Field(False, description="less the running mean, over the running deviation")
+    normalize_rewards: bool = Field(False, description="over the running deviation of the discounted return, the mean kept")
+    normalize_clip: PositiveFloat = Field(10.0, description="normalised observations and rewards stay within plus and minus this")
+    eval_every: ZeroOrMoreInt = Field(10, description="updates between evaluations; 0: at the end alone")
+    eval_episodes: PositiveInt = Field(10, description="episodes of an evaluation, by the likeliest actions")
+    record: bool = Field(False, description="episode.gif, one episode at the end of the run; --record")
+
+    @property
+    def num_rows(self) -> int:
+        """Steps of a rollout, all environments together."""
+        return self.num_envs * self.num_steps
 
     @property
     def num_updates(self) -> int:
         """Rollouts in the run: total_timesteps over the steps of a rollout, rounded up."""
-        return -(-self.total_timesteps // (self.num_envs * self.num_steps))
+        return -(-self.total_timesteps // self.num_rows)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rows = self.num_rows
+        if rows % self.batch_size:
+            allowed = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+            raise ValueError(
+                f"batch_size = {self.batch_size} does not divide the {rows} steps of a rollout (num_envs x num_steps). "
+                f"Use one of {allowed}."
+            )
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes = [] leaves no layer. Name at least one width, for example [64, 64].")
+        if not (self.normalize_observations or self.normalize_rewards):
+            self.refuse_without_effect(("normalize_clip",), "nothing is normalised (normalize_observations, normalize_rewards)")
+        return self
+
+
+_TETHER = "an agent in an environment has no reference model that it could be tethered to"
+_ANSWERS = "environments pay for each step, and no answer is scored"
+_SIZES = "control.num_envs, control.num_steps and control.batch_size say how large a rollout and a minibatch are"
+_TETHERS = ("coef", "controller", "target", "horizon", "rate", "estimator", "in", "direction", "max")
+
+# What control does not read of the section ppo, and why. Values equal to the defaults pass: a run's config.yaml names them all.
+UNREAD_IN_CONTROL: Mapping[str, str] = {
+    **{f"kl_{name}": _TETHER for name in _TETHERS},
+    **dict.fromkeys(("missing_eos_penalty", "length_penalty"), _ANSWERS),
+    **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
+    "total_episodes": "control.total_timesteps says how long the run is",
+    "critic": "policy and critic are two networks that share nothing",
+    "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
+    "loss_aggregation": "a row is one step, so that both means are the same",
+    "reward_scale": "control.normalize_rewards divides rewards by a running deviation",
+    "reward_clip": "control.normalize_clip clips rewards where control.normalize_rewards scales them",
+    "whiten_rewards": "control.normalize_rewards scales rewards",
+}
 
 
 class Config(Section):

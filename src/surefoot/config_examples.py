@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from surefoot.config import Config
-from surefoot.config_file import VERB_SECTIONS, dump_config
+from surefoot.config_file import dump_config, load_config
 
 # What no default can know: whose data, which model.
 OWN: Mapping[str, Mapping[str, Mapping[str, object]]] = {
@@ -27,6 +28,7 @@ OWN: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "model": {"name": "runs/ppo/final"},
         "evaluate": {"judges": ("vader",), "against": "runs/sft/final"},
     },
+    "control": {"control": {"env": "CartPole-v1"}},
 }
 
 ABOUT = {
@@ -34,6 +36,7 @@ ABOUT = {
     "pairs": "Two or more answers to each prompt, into a preference store. data.prompts holds {prompt}, one a line.",
     "reward": "A reward model. data.train holds {prompt, chosen, rejected[, margin]}; or name a store in reward.store.",
     "ppo": "PPO. data.prompts holds {prompt}, one a line; reward_source.source is a reward model's folder or module:function.",
+    "control": "PPO in a Gymnasium environment; the defaults are Stable-Baselines3's. docs/control.md has recipes.",
     "evaluate": "A model against another on held-out prompts, by judges that were never trained on.",
 }
 
@@ -47,7 +50,13 @@ def example(verb: str) -> str:
         f"# To be set by you: {own}. Everything else stands at its default and may be left out.",
         "",
     ]
-    return "\n".join(head) + dump_config(Config.model_validate(OWN[verb]), only=VERB_SECTIONS[verb], comments=True)
+    return "\n".join(head) + dump_config(settled(verb), verb=verb, comments=True)
+
+
+def settled(verb: str) -> Config:
+    """The defaults of `verb`, its preset's where it has one, and what is the user's own."""
+    own = [f"--{section}.{key}={json.dumps(value)}" for section, keys in OWN[verb].items() for key, value in keys.items()]
+    return load_config(None, own, verb=verb, preset="default" if verb == "control" else None)
 
 
 def write_examples(folder: Path) -> None:

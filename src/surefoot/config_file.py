@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from surefoot.config import Config
+from surefoot.config import UNREAD_IN_CONTROL, Config
 from surefoot.config_names import allowed, fields, item_type, kinds, listing, members, nearest, sections, shown
 from surefoot.config_yaml import Setting, parse_value, read_settings, settings_of
 from surefoot.errors import ConfigError
@@ -45,7 +45,10 @@ VERB_DATA = {
     "evaluate": ("eval_prompts", "long_prompts"),
 }
 
-PRESETS = {"demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"}}
+# Settings of a section that a verb reads, which it does not read, and why.
+VERB_UNREAD = {"control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()}}
+
+PRESETS = {"demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"}, "control": {"default": "control.yaml"}}
 
 
 def load_config(
@@ -69,19 +72,21 @@ def load_config(
     return _validate(settings)
 
 
-def dump_config(cfg: Config, *, only: Sequence[str] | None = None, comments: bool = False) -> str:
-    """YAML with every setting; reading it gives an equal Config. `only` keeps some sections; `comments` adds meanings."""
+def dump_config(cfg: Config, *, verb: str | None = None, comments: bool = False) -> str:
+    """YAML with every setting; reading it gives an equal Config. `verb`: what it reads alone; `comments` adds meanings."""
     known = sections()
+    only, unread = (known, {}) if verb is None else (VERB_SECTIONS[verb], VERB_UNREAD.get(verb, {}))
     lines: list[str] = []
     for name, info in Config.model_fields.items():
         value = getattr(cfg, name)
         if name not in known:
             lines.append(_line(name, value, info.description if comments else None))
-        elif only is None or name in only:
+        elif name in only:
             lines += ["", f"{name}:"] if comments else [f"{name}:"]
             lines += [
                 "  " + _line(key, getattr(value, key), field.description if comments else None)
                 for key, field in known[name].model_fields.items()
+                if f"{name}.{key}" not in unread
             ]
     return "\n".join(lines) + "\n"
 
@@ -189,14 +194,19 @@ def _refuse_unknown(settings: Sequence[Setting], verb: str, options: Sequence[st
 
 def _refuse_unread(settings: Sequence[Setting], verb: str) -> None:
     """Refuses settings that the verb does not read. Values equal to the default pass: a run's own config.yaml names them all."""
-    read, known = VERB_SECTIONS[verb], fields()
+    read, unread, known = VERB_SECTIONS[verb], VERB_UNREAD.get(verb, {}), fields()
     problems = []
     for setting in settings:
         home = setting.path[0]
-        if len(setting.path) == 1 or (home in read and (home != "data" or setting.path[1] in VERB_DATA[verb])):
+        is_read = home in read and setting.name not in unread and (home != "data" or setting.path[1] in VERB_DATA[verb])
+        if len(setting.path) == 1 or is_read:
             continue
         default = known[setting.name].default
         if setting.value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        if setting.name in unread:
+            what = f"{setting.name} = {shown(setting.value)} has no effect in surefoot {verb}: {unread[setting.name]}."
+            problems.append(f"{setting.where}: {what}")
             continue
         if home in read:
             verbs = [other for other, names in VERB_DATA.items() if setting.path[1] in names]

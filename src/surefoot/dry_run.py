@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surefoot.config_file import VERB_SECTIONS, dump_config
+from surefoot.config_file import dump_config
 
 if TYPE_CHECKING:
     from surefoot.config import Config, RewardConfig, SFTConfig
@@ -13,16 +13,24 @@ if TYPE_CHECKING:
 
 def describe(cfg: Config, verb: str, out: Path) -> str:
     """The text of `--dry-run`. What follows the settings is commented, so that the whole is a configuration file itself."""
-    from surefoot.build import memory_plan
-
     lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)"]
-    lines += [dump_config(cfg, only=VERB_SECTIONS[verb], comments=True)]
+    lines += [dump_config(cfg, verb=verb, comments=True)]
     lines += ["# sizes", *(f"#   {line}" for line in sizes(cfg, verb)), "", "# memory"]
-    plan = memory_plan(cfg, verb)
+    plan = _memory(cfg, verb)
     width = max(len(name) for name, _ in [*plan, ("together", 0)])
     plan = [*plan, ("together", sum(size for _, size in plan))]
     lines += [f"#   {name:<{width}}  {gibibytes(size):>10}" for name, size in plan]
     return "\n".join(lines)
+
+
+def _memory(cfg: Config, verb: str) -> list[tuple[str, int]]:
+    if verb == "control":
+        from surefoot.build_control import control_memory
+
+        return control_memory(cfg)
+    from surefoot.build import memory_plan
+
+    return memory_plan(cfg, verb)
 
 
 def gibibytes(size: int) -> str:
@@ -48,6 +56,17 @@ def sizes(cfg: Config, verb: str) -> list[str]:
             if verb == "demo":
                 lines += [*_epochs("SFT", "sequences", cfg.sft), *_epochs("reward model", "pairs", cfg.reward)]
             return lines
+        case "control":
+            control, epochs = cfg.control, cfg.ppo.num_ppo_epochs
+            parts, updates = control.num_rows // control.batch_size, control.num_updates
+            often = f"every {control.eval_every} updates and at the end" if control.eval_every else "at the end"
+            return [
+                f"PPO: {updates} updates of {control.num_rows} steps ({control.num_envs} environments x {control.num_steps}), "
+                f"{updates * control.num_rows} steps in all",
+                f"PPO: an update has {epochs} epochs x {parts} minibatches of {control.batch_size} steps; "
+                f"{updates * epochs * parts} optimiser steps in all",
+                f"evaluation: {control.eval_episodes} episodes {often}",
+            ]
         case "sft":
             return _epochs("SFT", "sequences", cfg.sft)
         case "reward":

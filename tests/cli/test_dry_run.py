@@ -15,13 +15,15 @@ from surefoot.dry_run import describe, gibibytes, sizes
 @pytest.mark.parametrize("verb", sorted(STAGES))
 def test_a_dry_run_writes_nothing_and_prints_a_configuration_that_loads_to_the_same(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["--model.name=tiny", "--seed=3", "--ppo.gamma=0.5"] if verb in ("ppo", "demo") else ["--model.name=tiny", "--seed=3"]
+    words = ["--seed=3"]
+    words += ["--model.name=tiny"] if verb != "control" else ["--control.env=Pendulum-v1"]
+    words += ["--ppo.gamma=0.5"] if verb in ("ppo", "demo", "control") else []
     assert run([verb, "--dry-run", *words]) == 0
     captured = capsys.readouterr()
     assert list(tmp_path.iterdir()) == []
     path = tmp_path / "again.yaml"
     path.write_text(captured.out, encoding="utf-8")
-    preset = "default" if verb == "demo" else None
+    preset = "default" if verb in ("demo", "control") else None
     assert load_config(path, [], verb=verb) == load_config(None, words, verb=verb, preset=preset)
 
 
@@ -48,7 +50,7 @@ def test_every_verb_has_sizes_and_a_memory_plan(verb):
     assert sizes(cfg, verb)
     text = describe(cfg, verb, Path("runs/x"))
     names = [line.split()[1] for line in text.partition("\n# memory\n")[2].splitlines()]
-    assert (names[0], names[-1]) == ("backbone", "together")
+    assert (names[0], names[-1]) == ("networks" if verb == "control" else "backbone", "together")
 
 
 def test_the_parts_of_the_memory_plan_add_up(monkeypatch):
@@ -66,4 +68,15 @@ def test_bytes_are_said_in_the_unit_that_reads_best():
         "511.0 MiB",
         "0.50 GiB",
         "3.00 GiB",
+    ]
+
+
+def test_the_sizes_of_control_are_those_of_arithmetic():
+    # 1,000 steps in rollouts of 4 x 16 = 64: 16 updates, 1,024 steps; 3 epochs x 2 minibatches of 32 steps: 6 steps each
+    control = {"total_timesteps": 1_000, "num_envs": 4, "num_steps": 16, "batch_size": 32, "eval_every": 5}
+    cfg = Config.model_validate({"control": control, "ppo": {"num_ppo_epochs": 3}})
+    assert sizes(cfg, "control") == [
+        "PPO: 16 updates of 64 steps (4 environments x 16), 1024 steps in all",
+        "PPO: an update has 3 epochs x 2 minibatches of 32 steps; 96 optimiser steps in all",
+        "evaluation: 10 episodes every 5 updates and at the end",
     ]

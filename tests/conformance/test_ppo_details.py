@@ -331,7 +331,7 @@ def counting_envs(lives: int, limit: int | None) -> SyncVectorEnv:
         env: gymnasium.Env[Any, Any] = Counting(lives)
         return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
 
-    return SyncVectorEnv([make, make], autoreset_mode=AutoresetMode.SAME_STEP)
+    return SyncVectorEnv([make, make], autoreset_mode=AutoresetMode.DISABLED)
 
 
 def counted(lives: int, limit: int | None) -> Any:
@@ -433,7 +433,7 @@ class Echo(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def test_item_61_actions_are_clipped_for_the_environment_and_stored_as_sampled() -> None:
-    envs, generator = SyncVectorEnv([Echo], autoreset_mode=AutoresetMode.SAME_STEP), torch.Generator().manual_seed(0)
+    envs, generator = SyncVectorEnv([Echo], autoreset_mode=AutoresetMode.DISABLED), torch.Generator().manual_seed(0)
     actor_critic = make_actor_critic(envs, (4,), generator)
     rollout_ = Collector(envs, seed=0).collect(actor_critic, 20, generator)
     assert pytest.approx(0.1) == Echo.largest

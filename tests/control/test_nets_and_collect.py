@@ -35,7 +35,7 @@ class Spaces(gymnasium.Env[Any, Any]):
 
 
 def envs_of(observed: gymnasium.Space[Any], acted: gymnasium.Space[Any]) -> SyncVectorEnv:
-    return SyncVectorEnv([lambda: Spaces(observed, acted)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    return SyncVectorEnv([lambda: Spaces(observed, acted)] * 3, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -85,12 +85,12 @@ def test_a_discrete_space_that_starts_elsewhere_gets_its_own_numbers() -> None:
 
 def test_environments_that_lose_the_last_observation_are_refused() -> None:
     envs = SyncVectorEnv([lambda: Spaces(PLANE, Discrete(2))])
-    with pytest.raises(ConfigError, match=r"autoreset_mode is .*NEXT_STEP.* Make them with AutoresetMode.SAME_STEP"):
+    with pytest.raises(ConfigError, match=r"autoreset_mode is .*NEXT_STEP.* Make them with AutoresetMode.DISABLED"):
         Collector(envs, seed=0)
 
 
 def test_an_unknown_environment_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"control.env = 'CartPool-v1' cannot be made"):
+    with pytest.raises(ConfigError, match=r"control.env = 'CartPool-v1': .* no such environment. Did you mean CartPole-v"):
         make_envs(ControlConfig(env="CartPool-v1"))
 
 

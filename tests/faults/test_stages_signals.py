@@ -25,6 +25,7 @@ FIRST = {  # where a stage of the first half is when the signal comes
     "pairs": "checkpoint-rename:3",
     "clip": "rollout:2",
     "penalty": "backward:1",
+    "control": "backward:3",
 }
 
 

@@ -269,6 +269,69 @@ def test_an_annotator_that_raises_or_prefers_nothing_known_stores_no_vote(refuse
     )
 
 
+CONTROL = ("--control.num_envs=2", "--control.num_steps=20", "--control.batch_size=20", "--control.total_timesteps=200")
+
+
+@pytest.mark.parametrize(
+    "env, line",
+    [
+        ("cartpole", "Gymnasium knows no such environment. Did you mean CartPole-v"),
+        ("HalfCheeta-v5", "Gymnasium knows no such environment. Did you mean HalfCheetah-v5"),
+        ("Nothing-like-it", "Gymnasium knows no such environment. `python -c 'import gymnasium"),
+        ("nowhere:Env-v0", "No module named 'nowhere'"),
+    ],
+)
+def test_an_unknown_environment_is_refused_with_the_nearest_names(env: str, line: str, refused: Refused) -> None:
+    assert refused("control", env, *CONTROL).startswith(f"ConfigError: control.env = {env!r}: {line}")
+
+
+def test_spaces_that_no_network_here_reads_are_refused(refused: Refused) -> None:
+    assert refused("control", "FrozenLake-v1", *CONTROL).startswith(
+        "ConfigError: Observations are Discrete(16). Box is supported"
+    )
+
+
+def test_settings_that_control_does_not_read_are_refused_before_a_folder_is_made(refused: Refused) -> None:
+    line = refused("control", "CartPole-v1", "--ppo.kl_coef=0.2")
+    assert line.startswith("ConfigError: command line: ppo.kl_coef = 0.2 has no effect in surefoot control: an agent in an")
+    line = refused("control", "CartPole-v1", "--control.batch_size=60", "--control.num_steps=32")
+    assert line.startswith("ConfigError: command line: control.batch_size = 60 does not divide the 256 steps of a rollout")
+    assert refused("control", "CartPole-v1", "--control.env=Pendulum-v1").startswith(
+        "ConfigError: command line: control.env is given twice."
+    )
+    assert not Path("out").exists()
+
+
+def test_an_environment_whose_physics_are_not_installed_says_which_extra_holds_them() -> None:
+    code = "import sys; sys.modules['mujoco'] = None; from surefoot.cli import run; sys.exit(run(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "control", "Hopper-v5", *CONTROL, "--out", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(surefoot.__file__).parents[1])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    needed = "ConfigError: control.env = 'Hopper-v5' needs MuJoCo, which is not installed: pip install 'surefoot[control]'."
+    assert done.stderr.splitlines()[-1] == needed
+    assert_nothing_half_written(Path("out"))
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_an_environment_that_gives_no_number_ends_the_run_and_keeps_its_last_checkpoint(
+    what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(f"broken_{what}.py").write_text(
+        f"import functools, gymnasium, walks\n"
+        f"make = functools.partial(walks.Broken, {what}=float('nan'), at=50)\n"
+        f"gymnasium.register('Broken_{what}-v0', entry_point=make, disable_env_checker=True)\n"
+    )
+    words = ["control", f"broken_{what}:Broken_{what}-v0", *CONTROL, "--ppo.save_every=1", "--out", "out"]
+    assert run(words) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"TrainingError: The environment gave {'an' if what == 'observation' else 'a'} {what} that is not finite"
+    )
+    assert {path.name for path in Path("out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert not Path("out/final").exists() and load_manifest(Path("out"))["status"] == "stopped"
+
+
 def test_with_the_input_mended_the_same_command_and_folder_run(refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sft", TINY, "--data.train=rows.jsonl", "--out", "out"]
     assert run(words) == 2

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core import kl_categorical, kl_gaussian
 from ..errors import ConfigError
 from ..types import Evaluation
+from .environments import observation_size
 
 if TYPE_CHECKING:
     import gymnasium
@@ -50,6 +51,10 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def kl(self, dist_p: Tensor, dist_q: Tensor) -> Float[Tensor, "*batch"]: ...
 
+    @abstractmethod
+    def deviation(self) -> float | None:
+        """Mean standard deviation of an action, in the action's unit; None where actions have none."""
+
 
 class CategoricalHead(ActionHead):
     """For Discrete: `dist` are logits [..., A], actions are numbers from 0 to A - 1."""
@@ -76,6 +81,9 @@ class CategoricalHead(ActionHead):
 
     def kl(self, dist_p: Tensor, dist_q: Tensor) -> Tensor:
         return kl_categorical(dist_p, dist_q)
+
+    def deviation(self) -> None:
+        return None
 
 
 class GaussianHead(ActionHead):
@@ -110,6 +118,9 @@ class GaussianHead(ActionHead):
     def kl(self, dist_p: Tensor, dist_q: Tensor) -> Tensor:
         return kl_gaussian(*dist_p.unbind(-2), *dist_q.unbind(-2))
 
+    def deviation(self) -> float:
+        return float(self.log_std.detach().exp().mean())
+
 
 class MLPActorCritic(nn.Module):
     """Policy and critic share nothing. Orthogonal weights (gain sqrt 2; 0.01 before actions; 1 before V), zero biases, tanh."""
@@ -123,6 +134,7 @@ class MLPActorCritic(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.observation_size, self.action_size, self.hidden_sizes = observation_size, action_size, tuple(hidden_sizes)
         self.policy_body = tanh_layers(observation_size, hidden_sizes, generator)
         self.policy_head = head(hidden_sizes[-1], action_size, generator)
         self.critic = tanh_layers(observation_size, hidden_sizes, generator)
@@ -157,10 +169,7 @@ def make_actor_critic(
     """The actor-critic that fits the spaces of `envs`. Raises ConfigError for spaces that have no head here."""
     from gymnasium.spaces import Box, Discrete
 
-    observed, acted = envs.single_observation_space, envs.single_action_space
-    if not isinstance(observed, Box):
-        raise ConfigError(f"Observations are {observed}. Box is supported; wrap the environment (FlattenObservation).")
-    size = math.prod(observed.shape)
+    size, acted = observation_size(envs.single_observation_space), envs.single_action_space
     if isinstance(acted, Discrete):
         return MLPActorCritic(size, CategoricalHead, int(acted.n), hidden_sizes, generator)
     if isinstance(acted, Box):

@@ -7,9 +7,10 @@ explanations from here. A test compares the page with the table, another the tab
 from __future__ import annotations
 
 from surefoot.diagnostics.metric_tables import Metric
+from surefoot.diagnostics.metric_tables.control import CONTROL
 from surefoot.diagnostics.metric_tables.ppo import PPO
 from surefoot.diagnostics.metric_tables.ppo_health import PPO_HEALTH
-from surefoot.diagnostics.metric_tables.training import CONTROL, PAIRS, REWARD, SFT
+from surefoot.diagnostics.metric_tables.training import PAIRS, REWARD, SFT
 from surefoot.diagnostics.metric_tables.verdict import EVALUATION, VERDICT
 
 __all__ = ["GROUPS", "METRICS", "Metric", "find_metric", "is_known", "known_keys", "metrics_page", "verdict_keys"]

@@ -105,7 +105,7 @@ def run_numbers(run: RunView) -> list[BigNumber]:
         "ppo": ("objective/scores", "objective/kl", "policy/entropy_avg", "critic/explained_variance", "response_length/mean"),
         "sft": ("loss", "validation/loss"),
         "reward": ("loss", "accuracy", "validation/loss", "validation/accuracy"),
-        "control": ("rollout/ep_rew_mean", "train/explained_variance"),
+        "control": ("eval/mean_reward", "rollout/ep_rew_mean", "train/explained_variance", "kl/beta"),
     }.get(run.kind, ())
     found = []
     for key in keys:
@@ -138,11 +138,15 @@ def run_words(run: RunView) -> list[str]:
             ("validation/accuracy", "Held-out pair accuracy went from {} to {}."),
             ("accuracy", "Pair accuracy went from {} to {}."),
         ),
-        "control": (("rollout/ep_rew_mean", "The episode return went from {} to {}."),),
+        "control": (
+            ("rollout/ep_rew_mean", "The episode return, exploring, went from {} to {}."),
+            ("eval/mean_reward", "By the likeliest actions it went from {} to {}."),
+            ("kl/beta", "beta went from {} to {} as its rule followed the KL of an update."),
+        ),
     }.get(run.kind, ())
     for key, sentence in sentences:
         _, values = run.column(key)
-        if len(values) > 1:
+        if len(values) > 1 and (key != "kl/beta" or values[0] != values[-1]):
             told.append(sentence.format(number(values[0]), number(values[-1])))
     if run.kind == "ppo" and not any(key.startswith("judge/") for key in run.recorded):
         told.append("No judge was asked, so this page shows that the reward moved, not that the answers are better.")
@@ -184,7 +188,7 @@ def durations(view: ReportView) -> list[Duration]:
         for run in view.stages:
             for row in run.timings:
                 for key, value in row.items():
-                    if key != "step" and is_number(value):
+                    if key != "step" and not key.startswith("time/") and is_number(value):  # time/fps is no number of seconds
                         name = f"{run.name}: {key.removeprefix('timing/')}"
                         seconds[name] = seconds.get(name, 0.0) + float(value)
     most = max(seconds.values(), default=0.0) or 1.0

@@ -44,3 +44,29 @@ Held-out figures at the end of training:
 ```
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_control_card(folder: Path, cfg: Config, figures: Mapping[str, object]) -> None:
+    """Writes README.md beside an agent."""
+    shown = json.dumps(dict(figures), indent=2, default=str)
+    text = f"""---
+library_name: surefoot
+tags: [surefoot, reinforcement-learning, ppo]
+---
+# An agent for {cfg.control.env}
+
+Trained by Surefoot with PPO, objective `{cfg.ppo.objective}`, seed {cfg.seed}. `config.yaml` holds every setting.
+
+```python
+import surefoot
+run = surefoot.ControlRun.load(".")
+action, _ = run.predict(observation, deterministic=True)
+```
+
+Figures at the end of training:
+
+```json
+{shown}
+```
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State, flatten_optimizer, read_jsonl, restore_optimizer
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.cards import write_card
+from surefoot.stages.clock import Clock
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
 from surefoot.stages.rollouts import Rollout, RunningDeviation, rollout, sample_rows
@@ -76,7 +76,7 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
     saved = at.update
     parts.engine.load_weights(runtime.full_weights(policy), at.update)
     for update in range(at.update + 1, ppo.num_updates + 1):
-        clock = _Clock()
+        clock = Clock()
         fault_point("rollout", update)
         may_stop = _never if saved < at.update else partial(_is_stopping, folder)
         num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
@@ -266,19 +266,6 @@ def _load(
 def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]]:
     both = [*policy.named_policy_parameters(), *policy.named_critic_parameters()]
     return [(name, p) for name, p in both if p.requires_grad]
-
-
-class _Clock:
-    """Seconds by stage of one update."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 4)
-        self._last = now
 
 
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
