@@ -282,13 +282,14 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
     sizes = model_sizes(cfg.model)
     width = 2 if cfg.model.dtype == "bfloat16" else 4
     full = cfg.model.tuning == "full"
-    trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank)
+    layers = None if verb == "demo" else cfg.model.lora_layers  # the demo's SFT adapts every block
+    trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank, layers)
     rows, tokens = {
         "sft": (cfg.sft.micro_batch_size, 256),
         "reward": (2 * cfg.reward.micro_batch_size, 256),
     }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
     plan = [("backbone", sizes.total * (4 if full else width))]
-    if verb in ("sft", "reward", "ppo", "demo"):
+    if verb in ("sft", "ppo", "demo") or (verb == "reward" and cfg.reward.method != "head"):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
         plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
     if verb in ("ppo", "demo") and full:

@@ -310,6 +310,7 @@ def _run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "nev
 
 
 def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"]) -> None:
+    from surefoot.dry_run import memory_line
     from surefoot.progress import make_progress
     from surefoot.runs import RunFolder
 
@@ -320,6 +321,7 @@ def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "neve
             progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
             return
         progress.say(f"{verb}: run folder {path}")
+        progress.say(memory_line(cfg, verb))
         try:
             stage.run(cfg, folder, progress)
         finally:

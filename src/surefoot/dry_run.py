@@ -23,6 +23,13 @@ def describe(cfg: Config, verb: str, out: Path) -> str:
     return "\n".join(lines)
 
 
+def memory_line(cfg: Config, verb: str) -> str:
+    """The memory plan on one line, as a run says it before it starts."""
+    plan = _memory(cfg, verb)
+    parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in plan)
+    return f"memory: about {gibibytes(sum(size for _, size in plan))} ({parts})"
+
+
 def _memory(cfg: Config, verb: str) -> list[tuple[str, int]]:
     if verb == "control":
         from surefoot.build_control import control_memory

@@ -61,6 +61,20 @@ def test_the_parts_of_the_memory_plan_add_up(monkeypatch):
     assert text.endswith("#   backbone    1.00 GiB\n#   cache      256.0 MiB\n#   together    1.25 GiB")
 
 
+def test_a_plan_counts_the_adapters_that_are_there():
+    from surefoot.build import memory_plan
+
+    def trained(verb, **settings):
+        cfg = Config.model_validate({"model": {"name": "tiny", **settings}})
+        return dict(memory_plan(cfg, verb)).get("trained weights' gradients and Adam moments")
+
+    every = trained("ppo", lora_rank=4)
+    assert trained("ppo", lora_rank=8) == 2 * every
+    assert trained("ppo", lora_rank=4, lora_layers=1) == every // 2  # the tiny model has two blocks
+    assert trained("demo", lora_rank=4, lora_layers=1) == every  # its SFT adapts all of them
+    assert trained("reward", lora_rank=4) is None  # a head reads frozen states
+
+
 def test_bytes_are_said_in_the_unit_that_reads_best():
     assert [gibibytes(size) for size in (0, 2**20, 2**29 - 2**20, 2**29, 3 * 2**30)] == [
         "0.0 MiB",

@@ -79,6 +79,13 @@ def test_an_adapter_is_added_once(backbone: Backbone) -> None:
         add_adapter(backbone.model, "policy", ModelConfig(name="tiny"), seed=0)
 
 
+def test_an_adapter_is_not_wider_than_the_model(backbone: Backbone) -> None:
+    width = backbone.width
+    with pytest.raises(ModelError, match=f"model.lora_rank = {width + 1} is more than the model's width of {width}"):
+        add_adapter(backbone.model, "policy", ModelConfig(name="tiny", lora_rank=width + 1), seed=0)
+    add_adapter(backbone.model, "policy", ModelConfig(name="tiny", lora_rank=width), seed=0)
+
+
 def test_adapters_on_the_last_blocks_leave_the_others_bare(backbone: Backbone) -> None:
     with pytest.raises(ModelError, match="the model has 2 blocks"):
         add_adapter(backbone.model, "policy", ModelConfig(name="tiny", lora_layers=3), seed=0)

@@ -185,7 +185,9 @@ def test_prompts_beyond_the_context_are_counted_when_none_is_left(refused: Refus
 def test_some_prompts_beyond_the_context_are_dropped_with_a_count(capsys: pytest.CaptureFixture[str]) -> None:
     write("prompts.jsonl", [{"prompt": "the film"}, {"prompt": "the plot"}, {"prompt": "the film was good and " * 40}])
     assert run([*ppo(reward_module("return [0.0] * len(prompts)")), "--out", "out"]) == 0
-    assert "prompts: 2 kept; 1 passed the context and were dropped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "prompts: 2 kept; 1 passed the context and were dropped" in said
+    assert "memory: about " in said and "(backbone " in said  # the plan stands before the run
 
 
 def test_a_tokenizer_that_pads_with_eos_is_refused(tmp_path: Path, refused: Refused) -> None:

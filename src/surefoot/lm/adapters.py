@@ -31,6 +31,9 @@ def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
         raise ModelError(
             f"this model carries an adapter {name!r} already. Give each run a model of its own (for example run.model)."
         )
+    width = int(model.config.get_text_config().hidden_size)
+    if cfg.lora_rank > width:
+        raise ModelError(f"model.lora_rank = {cfg.lora_rank} is more than the model's width of {width}. Use at most {width}.")
     targets = "all-linear" if cfg.lora_layers is None else _linear_names(model, cfg.lora_layers)
     config = LoraConfig(
         r=cfg.lora_rank,

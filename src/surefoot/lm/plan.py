@@ -16,13 +16,14 @@ class ModelSizes:
     """Counts of numbers, not bytes. `linear_edges` is the sum over linear layers of inputs plus outputs."""
 
     total: int
+    num_layers: int
     linear_edges: int
     activations_per_token: int
     cache_per_token: int
 
-    def adapter(self, rank: int) -> int:
-        """Weights of a LoRA adapter of `rank` on every linear layer but the head."""
-        return rank * self.linear_edges
+    def adapter(self, rank: int, num_layers: int | None) -> int:
+        """Weights of a LoRA adapter of `rank` on the linear layers of `num_layers` blocks (None: of all)."""
+        return rank * self.linear_edges * (num_layers or self.num_layers) // self.num_layers
 
 
 def model_sizes(cfg: ModelConfig) -> ModelSizes:
@@ -44,6 +45,7 @@ def model_sizes(cfg: ModelConfig) -> ModelSizes:
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelSizes(
         total=sum(p.numel() for p in model.parameters()),
+        num_layers=text.num_hidden_layers,
         linear_edges=sum(m.in_features + m.out_features for m in linears),
         # what a backward pass keeps: the input of every linear layer and about as much again for norms and attention
         activations_per_token=2 * sum(m.in_features for m in linears),
