@@ -50,9 +50,11 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], St
 @pytest.mark.parametrize("verb", sorted(STAGES))
 def test_a_verb_hands_settings_and_folder_to_its_stage(stage, verb, capsys):
     module = stage(verb)
-    assert run([verb, "--seed", "3", "--model.name", "tiny"]) == 0
+    words = ["--control.num_steps", "32"] if verb == "control" else ["--model.name", "tiny"]
+    assert run([verb, "--seed", "3", *words]) == 0
     ((cfg, folder),) = module.calls
-    assert (cfg.seed, cfg.model.name) == (3, "tiny")
+    assert cfg.seed == 3
+    assert cfg.control.num_steps == 32 if verb == "control" else cfg.model.name == "tiny"
     assert folder == Path("runs", verb).absolute()
     assert f"run folder {Path('runs', verb)}" in capsys.readouterr().err
 

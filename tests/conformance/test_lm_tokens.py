@@ -238,9 +238,9 @@ def test_item_08_one_pair_gets_one_score_in_training_in_evaluation_and_in_ppo(ba
     prompt, answers = codec.prompt_ids("the film was"), [codec.completion_ids(text) for text in (" good", " dull and long")]
     rows = [tuple(reward_row(prompt, answer, codec)) for answer in answers]
     task_of = {
-        "forward": RankingTask([PairRow(rows[0], rows[1], 0.0, 1.0)], scorer, None, use_margin=True, center_coef=0.0),
+        "forward": RankingTask([PairRow((), rows[0], rows[1], 0.0, 1.0)], scorer, None, use_margin=True, center_coef=0.0),
         "features": RankingTask(
-            [PairRow(rows[0], rows[1], 0.0, 1.0)], scorer, Features(scorer, rows, None, 1), use_margin=True, center_coef=0.0
+            [PairRow((), rows[0], rows[1], 0.0, 1.0)], scorer, Features(scorer, rows, None, 1), use_margin=True, center_coef=0.0
         ),
     }
     trained = {name: torch.cat(task.scores([0])).detach() for name, task in task_of.items()}

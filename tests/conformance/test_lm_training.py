@@ -232,7 +232,7 @@ def test_item_53_a_reward_models_held_out_figures_have_interval_calibration_and_
             return torch.tensor(sides[0]) * 2.0, torch.tensor(sides[1]) * 2.0
 
     def pair(first: int, second: int, target: float) -> PairRow:
-        return PairRow((3,) * first, (3,) * second, 0.0, target)
+        return PairRow((first, second), (3,) * first, (3,) * second, 0.0, target)
 
     scorer = RewardScorer(backbone, layer=None, adapter=None, seed=0)
     # gap 1 in favour of the preferred one 3 times of 4; a tie says nothing; the last is preferred with votes 1 : 3

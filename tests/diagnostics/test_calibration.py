@@ -59,6 +59,40 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order() -> None:
     assert found.count == 3
 
 
+def test_pairs_of_one_prompt_widen_the_interval_of_the_accuracy() -> None:
+    # 4 clusters of 5 equal pairs, 3 right and 1 wrong: p = 0.75, residuals 1.25, 1.25, 1.25, -3.75,
+    # variance 4/3 * 18.75 / 400 = 0.0625 = p (1 - p) / 3: as good as 3 independent pairs
+    chosen, rejected = [1.0] * 15 + [0.0] * 5, [0.0] * 15 + [1.0] * 5
+    found = accuracy_interval(chosen, rejected, [i // 5 for i in range(20)])
+    assert (found.value, found.count) == (0.75, 20)
+    assert (found.low, found.high) == pytest.approx((wilson_interval(2.25, 3).low, wilson_interval(2.25, 3).high))
+    alone = accuracy_interval(chosen, rejected)
+    assert found.low < alone.low and found.high > alone.high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_clustered_interval_holds_the_truth_as_often_as_it_says(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    held, plain, repetitions = 0, 0, 400
+    for _ in range(repetitions):
+        shares = draw.beta(6, 2, size=60)  # mean 0.75: what a prompt's pairs have in common
+        right = (draw.random((60, 8)) < shares[:, None]).reshape(-1).astype(float)
+        clustered = accuracy_interval(right, 1 - right, [i // 8 for i in range(right.size)])
+        independent = accuracy_interval(right, 1 - right)
+        held += clustered.low <= 0.75 <= clustered.high
+        plain += independent.low <= 0.75 <= independent.high
+    assert held / repetitions > 0.92 > plain / repetitions  # 95 % wanted; 400 repetitions have a deviation of 1.1 %
+
+
+def test_pairs_that_are_prompts_of_their_own_count_one_by_one() -> None:
+    chosen, rejected = [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]
+    # residuals 1/4, 1/4, 1/4, -3/4: variance 4/3 * 3/4 / 16 = 1/16 = p (1 - p) / 3, one pair less for the share that is estimated
+    assert accuracy_interval(chosen, rejected, list("abcd")).low == pytest.approx(wilson_interval(2.25, 3).low)
+    with pytest.raises(DataError, match="4 pairs have 3 clusters named"):
+        accuracy_interval(chosen, rejected, list("abc"))
+    assert accuracy_interval([1.0] * 6, [0.0] * 6, list("aabbcc")).low == wilson_interval(3, 3).low  # three prompts, all right
+
+
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30))
 def test_swapping_the_sides_turns_a_win_rate_over(pairs: list[tuple[int, int]]) -> None:
     a, b = zip(*pairs, strict=True)

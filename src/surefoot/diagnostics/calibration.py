@@ -8,7 +8,7 @@ pure; what is random takes a generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -69,13 +69,13 @@ class GapAccuracy:
     accuracy: Interval
 
 
-def wilson_interval(wins: float, count: int, *, confidence: float = 0.95) -> Interval:
+def wilson_interval(wins: float, count: float, *, confidence: float = 0.95) -> Interval:
     r"""Wilson's score interval of a share p = wins / count, (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
     Stays inside [0, 1] and has width at p = 0 and p = 1, where the normal interval has none. Ties may enter as half a win: the
-    variance is then overstated, never understated.
+    variance is then overstated, never understated. `count` may be an effective number of observations.
 
-    Raises: DataError when count is 0 or wins is outside [0, count].
+    Raises: DataError when count is below 1 or wins is outside [0, count].
     """
     if count < 1 or not 0 <= wins <= count:
         raise DataError(f"an interval needs 1 or more observations and between 0 and that many wins; got {wins} wins of {count}.")
@@ -86,7 +86,7 @@ def wilson_interval(wins: float, count: int, *, confidence: float = 0.95) -> Int
     scale = 1 + z * z / count
     low = 0.0 if wins == 0 else (centre - spread) / scale  # exact at the ends, where rounding leaves 1e-17
     high = 1.0 if wins == count else (centre + spread) / scale
-    return Interval(share, low, high, count)
+    return Interval(share, low, high, int(count))
 
 
 def wins(after: ArrayLike, before: ArrayLike) -> Array:
@@ -104,9 +104,31 @@ def win_rate(after: ArrayLike, before: ArrayLike, *, confidence: float = 0.95) -
     return wilson_interval(float(won.sum()), won.size, confidence=confidence)
 
 
-def accuracy_interval(chosen: ArrayLike, rejected: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Pair accuracy, the share of pairs with R(x, y_w) > R(x, y_l), ties 1/2, with Wilson's interval (8.3.5)."""
-    return win_rate(chosen, rejected, confidence=confidence)
+def accuracy_interval(
+    chosen: ArrayLike, rejected: ArrayLike, clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> Interval:
+    r"""Pair accuracy, the share of pairs with R(x, y_w) > R(x, y_l), ties 1/2, with Wilson's interval (8.3.5).
+
+    Pairs of one prompt share answers, and so their errors: `clusters` names the prompt of each. With w_g wins of n_g pairs in
+    each of G clusters and N pairs in all, the share p = sum w_g / N has the variance G/(G-1) sum_g (w_g - p n_g)^2 / N^2
+    (linearised ratio), that of p (1 - p) / variance independent pairs; Wilson's interval is taken for so many, at most N.
+    With one cluster, or no variance between them, each cluster counts as one pair.
+
+    Raises: DataError as `wins`, or where `clusters` does not name one for each pair.
+    """
+    won = wins(chosen, rejected)
+    if clusters is None:
+        return wilson_interval(float(won.sum()), won.size, confidence=confidence)
+    if len(clusters) != won.size:
+        raise DataError(f"{won.size} pairs have {len(clusters)} clusters named. Name one for each pair.")
+    _, member = np.unique([hash(cluster) for cluster in clusters], return_inverse=True)
+    share, sizes = float(won.mean()), np.bincount(member)
+    residuals = np.bincount(member, weights=won) - share * sizes
+    squares = float((residuals**2).sum()) * sizes.size / max(1, sizes.size - 1) / won.size**2
+    independent = share * (1 - share) / squares if squares > 0 else float(sizes.size)
+    count = max(1.0, min(independent, float(won.size)))
+    interval = wilson_interval(share * count, count, confidence=confidence)
+    return Interval(share, interval.low, interval.high, won.size)
 
 
 def bootstrap_interval(

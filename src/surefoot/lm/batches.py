@@ -145,9 +145,10 @@ def completion_rows(rows: Sequence[CompletionRow], codec: Codec, *, completion_o
 class PairRow:
     """The two rows of a preference, as a reward model reads them.
 
-    `target` is the share of votes for the first; `margin` may be 0.
+    `target` is the share of votes for the first; `margin` may be 0. `prompt` tells which pairs belong together.
     """
 
+    prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     margin: float
@@ -163,5 +164,5 @@ def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> tuple[list[PairRow
         answers = [codec.completion_ids(content) for content in (row.chosen, row.rejected)]
         num_long += sum(len(prompt) + len(ids) > codec.context for ids in answers)
         chosen, rejected = (tuple(reward_row(prompt, ids, codec)) for ids in answers)
-        out.append(PairRow(chosen, rejected, row.margin or 0.0, 1.0 if row.target is None else row.target))
+        out.append(PairRow(tuple(prompt), chosen, rejected, row.margin or 0.0, 1.0 if row.target is None else row.target))
     return out, num_long

@@ -150,7 +150,7 @@ def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding)
             for side, score, row in ((won, first, pair.chosen), (1 - won, second, pair.rejected)):
                 scores[side].append(score)
                 lengths[side].append(len(row))
-    accuracy = accuracy_interval(*scores)
+    accuracy = accuracy_interval(*scores, [task.pairs[i].prompt for i in decided])
     by_gap = accuracy_by_length_gap(*scores, *lengths)
     return {
         "accuracy": accuracy.value,

@@ -162,8 +162,8 @@ VERDICT = (
     Metric(
         "reward_model_accuracy_interval",
         "Interval of the accuracy",
-        "The 95 % interval of the reward model's accuracy.",
-        "Wilson's score interval",
+        "The 95 % interval of the reward model's accuracy. Pairs of one prompt share answers and count as less than as many.",
+        "Wilson's score interval for the effective number of pairs, clustered by prompt",
         "held-out pairs, of prompts never trained on",
         "share",
         "clear of 0.5",
