@@ -56,9 +56,17 @@ def make_policy(
     critic: Literal["detached", "shared", "adapter", "model"] = "detached",
     temperature: float = 1.0,
     entropy_gradient: bool = False,
+    critic_layer: int | None = None,
 ) -> LanguageActorCritic:
-    cfg = cfg or ModelConfig(name="tiny", lora_rank=4)
-    return LanguageActorCritic(backbone, cfg, critic=critic, temperature=temperature, entropy_gradient=entropy_gradient, seed=0)
+    return LanguageActorCritic(
+        backbone,
+        cfg or ModelConfig(name="tiny", lora_rank=4),
+        critic=critic,
+        critic_layer=critic_layer,
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
+        seed=0,
+    )
 
 
 def moved(policy: LanguageActorCritic, scale: float = 0.3, seed: int = 1) -> LanguageActorCritic:

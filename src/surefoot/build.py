@@ -161,6 +161,7 @@ def build_ppo(
         backbone,
         cfg.model,
         critic=ppo.critic,
+        critic_layer=ppo.critic_layer,
         temperature=cfg.rollout.temperature,
         entropy_gradient=ppo.ent_coef > 0,
         seed=cfg.seed,

@@ -162,6 +162,9 @@ class PPOConfig(OptimizerConfig):
     critic: Literal["detached", "shared", "adapter", "model"] = Field(
         "detached", description="a head on the policy's states without or with gradient into them, its own adapter, its own model"
     )
+    critic_layer: PositiveInt | None = Field(
+        None, description="layer the value head reads (1 = after the first block); default: the last"
+    )
     critic_learning_rate: PositiveFloat | None = Field(None, description="default: learning_rate")
     critic_warmup_steps: ZeroOrMoreInt = Field(0, description="updates in which only the critic learns")
     vf_coef: ZeroOrMore = Field(1.0, description="weight of the value loss, which carries the factor 1/2")
@@ -322,7 +325,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys(("missing_eos_penalty", "length_penalty"), _ANSWERS),
     **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
-    "critic": "policy and critic are two networks that share nothing",
+    **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",
     "reward_scale": "control.normalize_rewards divides rewards by a running deviation",

@@ -14,11 +14,13 @@ from torch import Tensor
 from surefoot.api import PPORun, RewardRun
 from surefoot.config import Config, ModelConfig
 from surefoot.core import kl_categorical
+from surefoot.errors import ModelError
 from surefoot.lm import logits
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PairRow
 from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
+from surefoot.lm.tokens import joined_rows, states_before
 from surefoot.rewards.model import RewardFacts, SharedRewardModel, save_reward_model
 from surefoot.stages.reward import RankingTask, held_out_figures
 from tiny_language import (
@@ -61,21 +63,46 @@ def _gradients(policy: LanguageActorCritic, of: str) -> tuple[float, float]:
     return largest[0], largest[1]
 
 
+@pytest.mark.parametrize("layer", [None, 1])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("critic", CRITICS)
 def test_item_38_the_value_loss_moves_the_policy_of_a_shared_trunk_and_of_no_other(
-    model: Any, tokenizer: Any, tuning: Any, critic: Any
+    model: Any, tokenizer: Any, tuning: Any, critic: Any, layer: int | None
 ) -> None:
     cfg = ModelConfig(name="tiny", tuning=tuning)
     if (tuning, critic) == ("full", "adapter"):
         with pytest.raises(ValueError, match="would move the policy"):
             Config(model=cfg, ppo={"critic": "adapter"})
         return
-    policy, critics = _gradients(moved(make_policy(make_backbone(model, tokenizer, cfg), cfg=cfg, critic=critic)), "values")
+
+    def gradients(of: str) -> tuple[float, float]:
+        backbone = make_backbone(model, tokenizer, cfg)
+        return _gradients(moved(make_policy(backbone, cfg=cfg, critic=critic, critic_layer=layer)), of)
+
+    policy, critics = gradients("values")
     assert (policy > 0) is (critic == "shared")
     assert critics > 0
-    policy, critics = _gradients(moved(make_policy(make_backbone(model, tokenizer, cfg), cfg=cfg, critic=critic)), "logp")
+    policy, critics = gradients("logp")
     assert policy > 0 and critics == 0  # nor does the policy's loss move the critic
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_item_38_the_value_head_reads_the_layer_that_it_is_told(backbone: Backbone, critic: Any) -> None:
+    """Of 2 blocks: the states after the first, final-normed, of the critic's own adapter or copy; the policy's log-probs stay."""
+    answers = make_completions(random_rows(backbone, 3, 2, 6), 0)
+    context = context_of(make_prompts([[3], [4], [5]], 0), answers)
+    first = moved(make_policy(backbone, critic=critic, critic_layer=1))
+    rows, lengths = joined_rows(context, answers.ids, backbone.codec.pad_id)
+    source = first._critic_backbone or first.backbone
+    adapter = {"adapter": "critic", "model": None}.get(critic, "policy")
+    with torch.no_grad():
+        seen = first.evaluate(context, answers.ids)
+        states = [source.hidden(rows, adapter, layer) for layer in (1, 2)]
+        early, late = (first.value_head(states_before(s, lengths, answers.ids.shape[1]))[..., 0] for s in states)
+    assert torch.allclose(seen.values[answers.mask], early[:, :-1][answers.mask], atol=1e-6)
+    assert not torch.allclose(seen.values[answers.mask], late[:, :-1][answers.mask], atol=1e-3)
+    with pytest.raises(ModelError, match=r"ppo\.critic_layer = 3 does not exist\. The model has layers 1 to 2"):
+        make_policy(backbone, critic=critic, critic_layer=3)
 
 
 @pytest.mark.parametrize("critic", CRITICS)

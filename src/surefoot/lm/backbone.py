@@ -113,11 +113,16 @@ def save_weights(kind: type, config: Any, weights: dict[str, Tensor], folder: Pa
     plain.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
 
 
+def check_layer(setting: str, layer: int, total: int) -> None:
+    """Raises ModelError where a head would read a layer that is not there."""
+    if not 1 <= layer <= total:
+        raise ModelError(f"{setting} = {layer} does not exist. The model has layers 1 to {total}.")
+
+
 def cut_trunk(decoder: Any, layer: int) -> Any:
     """The decoder up to and including block `layer`, with its final norm; the blocks are shared, not copied."""
     total = int(decoder.config.num_hidden_layers)
-    if not 1 <= layer <= total:
-        raise ModelError(f"reward.layer = {layer} does not exist. The model has layers 1 to {total}.")
+    check_layer("reward.layer", layer, total)
     names = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == total]
     if len(names) != 1:
         raise ModelError(f"{type(decoder).__name__} has no single list of {total} blocks to cut. Leave reward.layer unset.")

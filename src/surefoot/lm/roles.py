@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surefoot.config import ModelConfig
 from surefoot.lm.adapters import adapter_parameters, add_adapter
-from surefoot.lm.backbone import Backbone, cut_trunk
+from surefoot.lm.backbone import Backbone, check_layer, cut_trunk
 from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
 from surefoot.lm.tokens import Context, joined_rows, last_states, pad_right, states_before
 from surefoot.types import Evaluation
@@ -27,14 +27,26 @@ CriticKind = Literal["detached", "shared", "adapter", "model"]
 class LanguageActorCritic(nn.Module):
     """The token MDP's actor-critic: a step is a token, a state the text before it. Dropout is off whatever mode it is in.
 
-    `evaluate` gives log-prob and entropy (nats, at `temperature`) of response tokens and the values before and after each.
+    `evaluate` gives log-prob and entropy (nats, at `temperature`) of response tokens and the values before and after each. The
+    value head reads the states after block `critic_layer` (None: the last), whichever model or adapter they come from.
     """
 
     def __init__(
-        self, backbone: Backbone, cfg: ModelConfig, *, critic: CriticKind, temperature: float, entropy_gradient: bool, seed: int
+        self,
+        backbone: Backbone,
+        cfg: ModelConfig,
+        *,
+        critic: CriticKind,
+        temperature: float,
+        entropy_gradient: bool,
+        seed: int,
+        critic_layer: int | None = None,
     ) -> None:
         super().__init__()
         tuning = cfg.tuning
+        if critic_layer is not None:
+            check_layer("ppo.critic_layer", critic_layer, backbone.num_layers)
+        self._critic_layer = None if critic_layer == backbone.num_layers else critic_layer
         self.critic, self.temperature = critic, temperature
         self._entropy_gradient = entropy_gradient
         self._reference_backbone = backbone
@@ -103,15 +115,22 @@ class LanguageActorCritic(nn.Module):
     def _values(self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor) -> Float[Tensor, "B T_plus_1"]:
         match self.critic:
             case "detached":
-                states = policy.detach()
+                with torch.no_grad():
+                    states = self._critic_states(rows, lengths, steps, policy).detach()
             case "shared":
-                states = policy
+                states = self._critic_states(rows, lengths, steps, policy)
             case "adapter":
-                states = states_before(self.backbone.hidden(rows, "critic"), lengths, steps)
+                states = states_before(self.backbone.hidden(rows, "critic", self._critic_layer), lengths, steps)
             case "model":
                 assert self._critic_backbone is not None  # set in __init__ for this kind
-                states = states_before(self._critic_backbone.hidden(rows, None), lengths, steps)
+                states = states_before(self._critic_backbone.hidden(rows, None, self._critic_layer), lengths, steps)
         return self.value_head(states.float())[..., 0]
+
+    def _critic_states(self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor) -> Float[Tensor, "B T_plus_1 D"]:
+        """The policy's states that the value head reads: those at hand, or the states of an earlier layer by a pass to there."""
+        if self._critic_layer is None:
+            return policy
+        return states_before(self.backbone.hidden(rows, self.policy_adapter, self._critic_layer), lengths, steps)
 
     def _at_mask(self, dist: TokenDist, actions: Tensor) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         logp, entropy = token_statistics(
