@@ -56,6 +56,8 @@ FURTHER: dict[str, tuple[str, str]] = {
     "config_examples": ("config config_file", "pydantic"),
     "optim": ("core types config", "torch jaxtyping"),
     "ppo_figures": ("core types config", "torch jaxtyping"),
+    "ppo_decisions": ("core types config", "torch jaxtyping"),
+    "ppo_gradient": ("core types config", ""),
     "embedded": ("types config preferences", "torch transformers safetensors filelock tokenizers gguf vaderSentiment"),
     "progress": ("config", "rich"),
     "interchange": ("config content lm preferences", ""),
@@ -64,7 +66,8 @@ FURTHER: dict[str, tuple[str, str]] = {
 }
 # a part may use what its row names, and these besides
 BESIDES: dict[str, str] = {
-    "ppo": "ppo_figures optim",
+    "ppo": "ppo_decisions ppo_figures optim",
+    "ppo_decisions": "ppo_figures",
     "lm": "embedded content",  # the embedded default is one of its backbones
     "preferences": "content",
     "cli": "config_file config_names doctor dry_run interchange progress",

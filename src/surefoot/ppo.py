@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from .config import PPOConfig, Rule
@@ -31,18 +31,12 @@ from .core import (
     value_loss,
     zero_outside,
 )
-from .errors import ConfigError, Interrupted, TrainingError
-from .ppo_figures import NUM_PARTS, LossParts, Seen, Tally, checked_first_ratio, stacked, statistics, why_not_finite
+from .errors import ConfigError, TrainingError
+from .ppo_decisions import Stepped, carried_out, decisions, mean_count
+from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
 from .types import ActorCritic, Evaluation, PPOBatch, Runtime, UpdateStats
 
 ExactKL = Callable[[Any, Any], Float[Tensor, "B T"]]
-
-EARLY_STOP = 1.5  # times target_kl, as in Stable-Baselines3 and Spinning Up
-
-
-def mean_count(mask: Bool[Tensor, "B T"], aggregation: str) -> int:
-    """What a mean over `mask` divides by: its valid steps (token_mean), or its rows that have one (sequence_mean)."""
-    return int(mask.sum() if aggregation == "token_mean" else mask.any(dim=1).sum())
 
 
 def ppo_loss(
@@ -182,41 +176,24 @@ def ppo_update(
     is not, and the caller goes back to its last checkpoint).
     """
     batch = _prepared(batch, cfg)
-    tally = Tally(skipped_in_row)
     loss_of = partial(ppo_loss, kl=actor_critic.kl, beta=beta, kl_coef=kl_coef, critic_only=critic_only)
-    for chosen in _minibatches(len(batch), cfg, generator):
+
+    def gradients(chosen: Tensor) -> Seen:
         optimizer.zero_grad(set_to_none=True)
-        if not batch.mask[chosen].any():
-            tally.skip("every row of the minibatch is masked", cfg)
-            continue
-        local = _gradients(actor_critic, batch, chosen, cfg, runtime, loss_of)
-        everywhere = runtime.sum(torch.cat((local.sums, local.sums.new_tensor([should_stop()])))).cpu()
-        seen, is_stopping = replace(local, sums=everywhere[:-1]), bool(everywhere[-1])
-        reason = why_not_finite(seen.sums, batch)
-        if not reason:
-            tally.add(seen)
-            if not tally.norms:
-                seen = replace(seen, log_ratios=runtime.max(seen.log_ratios))
-                tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), seen)
-            if cfg.target_kl is not None and tally.last_kl > EARLY_STOP * cfg.target_kl:
-                tally.stopped_early = True
-                break
-            if critic_only:
-                for _, weight in actor_critic.named_policy_parameters():
-                    weight.grad = None  # AdamW then leaves the weight and its moments alone
-            norm, is_stepped = runtime.step(actor_critic, optimizer, cfg.max_grad_norm)
-            if is_stepped:
-                tally.step(norm)
-            else:
-                reason = f"the gradient norm is {norm}"
-        if reason:
-            tally.skip(reason, cfg)
-        if is_stopping:
-            raise Interrupted("Stopped on request in the middle of a PPO update; the last checkpoint stands before it.")
+        return _gradients(actor_critic, batch, chosen, cfg, runtime, loss_of, should_stop)
+
+    def step() -> Stepped:
+        if critic_only:
+            for _, weight in actor_critic.named_policy_parameters():
+                weight.grad = None  # AdamW then leaves the weight and its moments alone
+        return runtime.step(actor_critic, optimizer, cfg.max_grad_norm)
+
+    course = decisions(actor_critic, batch, cfg, runtime=runtime, generator=generator, skipped_in_row=skipped_in_row)
+    tally = carried_out(course, gradients, step)
     optimizer.zero_grad(set_to_none=True)
     reads_kl = cfg.objective == "penalty" and cfg.beta_controller != "fixed" and not critic_only
     kl_after = _measured_kl(actor_critic, batch, cfg, runtime) if reads_kl else tally.last_kl
-    log_ratio_max = float(runtime.max(tally.highest_log_ratio(batch.mask.device)))
+    log_ratio_max = float(runtime.max(torch.tensor(tally.highest_log_ratio, device=batch.mask.device)))
     return statistics(tally, batch, cfg, kl_after=kl_after, log_ratio_max=log_ratio_max)
 
 
@@ -249,12 +226,6 @@ def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:
     return replace(batch, advantages=standardize(batch.advantages, batch.mask)) if cfg.whiten_advantages else batch
 
 
-def _minibatches(num_rows: int, cfg: PPOConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of each minibatch: every row once an epoch, in a new order each epoch."""
-    for _ in range(cfg.num_ppo_epochs):
-        yield from torch.randperm(num_rows, generator=generator).chunk(cfg.num_mini_batches)
-
-
 def _share(batch: PPOBatch, chosen: Tensor, cfg: PPOConfig, runtime: Runtime) -> Iterator[PPOBatch]:
     """This rank's part of the chosen rows, in micro-batches; equally many on every rank."""
     mine = runtime.shard(len(chosen))
@@ -269,8 +240,9 @@ def _gradients(
     cfg: PPOConfig,
     runtime: Runtime,
     loss_of: Callable[..., tuple[Tensor, LossParts[Tensor]]],
+    should_stop: Callable[[], bool],
 ) -> Seen:
-    """Adds the gradients of this rank's share of a minibatch to the weights; what it returns is of this share alone."""
+    """Adds the gradients of this rank's share of a minibatch to the weights, and sums what all ranks saw."""
     mask = batch.mask[chosen]
     count = mean_count(mask, cfg.loss_aggregation)
     sums = torch.zeros(NUM_PARTS, device=mask.device)
@@ -282,7 +254,9 @@ def _gradients(
         sums += stacked(parts)
         gap = (evaluation.logp.detach() - rows.logp_old).float()
         log_ratios = torch.maximum(log_ratios, torch.stack((gap, gap.abs())).masked_fill(~rows.mask, -torch.inf).amax(dim=(1, 2)))
-    return Seen(sums, log_ratios, valid_steps=int(mask.sum()), count=count)
+    *everywhere, stops = runtime.sum(torch.cat((sums, sums.new_tensor([should_stop()])))).tolist()
+    highest, highest_abs = log_ratios.tolist()
+    return Seen(everywhere, (highest, highest_abs), valid_steps=int(mask.sum()), count=count, is_stopping=stops > 0)
 
 
 @torch.no_grad()
