@@ -32,6 +32,7 @@ from .core import (
     zero_outside,
 )
 from .errors import ConfigError, TrainingError
+from .ppo_by_hand import nets_of, update_by_hand
 from .ppo_decisions import Stepped, carried_out, decisions, mean_count
 from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
 from .types import ActorCritic, Evaluation, PPOBatch, Runtime, UpdateStats
@@ -176,6 +177,20 @@ def ppo_update(
     is not, and the caller goes back to its last checkpoint).
     """
     batch = _prepared(batch, cfg)
+    if (nets := nets_of(actor_critic, batch, cfg, optimizer, runtime, kl_coef=kl_coef)) is not None:
+        return update_by_hand(
+            nets,
+            [actor_critic],
+            [batch],
+            cfg,
+            optimizers=[optimizer],
+            runtime=runtime,
+            generators=[generator],
+            betas=[beta],
+            critic_only=critic_only,
+            skipped_in_row=[skipped_in_row],
+            should_stop=should_stop,
+        )[0]
     loss_of = partial(ppo_loss, kl=actor_critic.kl, beta=beta, kl_coef=kl_coef, critic_only=critic_only)
 
     def gradients(chosen: Tensor) -> Seen:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core import kl_categorical, kl_gaussian
 from ..errors import ConfigError
 from ..types import Evaluation
+from .flat import FlatNets, flat_head
 
 if TYPE_CHECKING:
     import gymnasium
@@ -123,6 +124,7 @@ class MLPActorCritic(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self._nets: FlatNets | None = None
         self.policy_body = tanh_layers(observation_size, hidden_sizes, generator)
         self.policy_head = head(hidden_sizes[-1], action_size, generator)
         self.critic = tanh_layers(observation_size, hidden_sizes, generator)
@@ -143,6 +145,15 @@ class MLPActorCritic(nn.Module):
 
     def kl(self, dist_p: Tensor, dist_q: Tensor) -> Tensor:
         return self.policy_head.kl(dist_p, dist_q)
+
+    def nets(self) -> FlatNets | None:
+        """What works out gradients of this module by hand, on the same memory. None for another head than the two here."""
+        if self._nets is None and flat_head(self) is not None:
+            self._nets = FlatNets([self])
+        return self._nets
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_nets": None}  # a copy gets memory of its own
 
     def named_policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if name.startswith("policy_"))

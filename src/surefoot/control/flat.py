@@ -1,0 +1,375 @@
+"""MLP actor-critics on flat memory, forwards and backwards by hand: S seeds of one shape as one batched network.
+
+The weights of a module become views of one array [S, 2, K]: seed, role (policy, critic), weight. Gradients and Adam's moments
+have arrays of the same shape. So one product is that of both roles of all seeds, a norm is one dot product, and Adam is a dozen
+operations for everything. `nets.MLPActorCritic` under autograd and torch's AdamW are the oracles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..types import Judgement, PPOBatch
+from .flat_heads import Array, Chosen, FlatCategorical, FlatGaussian, FlatHead
+
+if TYPE_CHECKING:
+    from .nets import MLPActorCritic
+
+Place = tuple[int, tuple[int, ...]]  # where a weight starts in its role's row, and its shape
+POLICY, CRITIC = 0, 1
+_ALIGNED = 16  # weights: each matrix starts on a cache line
+
+
+class FlatNets:
+    """S actor-critics of one shape (`types.Nets`). They stay modules: saving, evaluating and autograd see the same memory."""
+
+    def __init__(self, actor_critics: Sequence[MLPActorCritic]) -> None:
+        """Raises ModelError where the shapes differ."""
+        self._modules = tuple(actor_critics)
+        first = self._modules[0]
+        head = flat_head(first)
+        if head is None or any(_shapes(each) != _shapes(first) for each in self._modules):
+            raise ModelError("Actor-critics that are trained together must have the same layers and a Discrete or Box head.")
+        self.head, self.names = head, _names(first)
+        self.num_seeds = len(self._modules)
+        self.places, width = _places(first)
+        self.memory = torch.zeros(4, self.num_seeds, 2, width)  # weights, gradients, Adam's two moments
+        self._parts: dict[tuple[int, int], Part] = {}
+        self._steps, self._rates, self._decays = (np.zeros((self.num_seeds, 2)) for _ in range(3))
+        self._betas, self._eps = (0.9, 0.999), 1e-8
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
+        self.attach()
+
+    def attach(self) -> None:
+        """Makes every weight of the modules a view of this memory; where it is one already, nothing is copied."""
+        for seed, module in enumerate(self._modules):
+            for name, weight in module.named_parameters():
+                place = self._view(0, seed, name)
+                if weight.data_ptr() != place.data_ptr():
+                    place.copy_(weight.detach())
+                    weight.data = place
+
+    def part(self, seeds: slice) -> Part:
+        key = (seeds.start, seeds.stop)
+        if key not in self._parts:
+            self._parts[key] = Part(self, seeds)
+        return self._parts[key]
+
+    def accepts(self, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        if any(w.device.type != "cpu" or w.dtype != torch.float32 or not w.requires_grad for w in self._weights()):
+            return False
+        return len(optimizers) == self.num_seeds and all(
+            _is_plain_adamw(each) and self._roles(seed, each) is not None for seed, each in enumerate(optimizers)
+        )
+
+    def open(self, batches: Sequence[PPOBatch], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.attach()
+        self._optimizers = tuple(optimizers)
+        for seed, optimizer in enumerate(optimizers):
+            roles = self._roles(seed, optimizer)
+            assert roles is not None
+            for role, group in enumerate(roles):
+                self._rates[seed, role], self._decays[seed, role] = group["lr"], group["weight_decay"]
+                self._betas, self._eps = group["betas"], group["eps"]
+            self._bind_moments(seed, optimizer)
+        num_actions = self.places[self.names.policy + ".bias"][1][0]
+        self._columns = _Columns(batches, num_actions, is_box=self.head is FlatGaussian)
+
+    def _bind_moments(self, seed: int, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the moments in `optimizer.state` views of this memory, so that a checkpoint holds what is here."""
+        for name, weight in self._modules[seed].named_parameters():
+            state = optimizer.state.get(weight, {})
+            self._steps[seed, _role(name)] = float(state.get("step", 0.0))
+            for row, key in ((2, "exp_avg"), (3, "exp_avg_sq")):
+                place = self._view(row, seed, name)
+                if key not in state:
+                    place.zero_()
+                elif state[key].data_ptr() != place.data_ptr():
+                    place.copy_(state[key])
+                    state[key] = place
+
+    def judge(self, seeds: slice, rows: Array) -> Judgement:
+        return self.part(seeds).judge(*self._columns.take(seeds, rows))
+
+    def backward(self, seeds: slice, slopes: Judgement) -> None:
+        self.part(seeds).backward(slopes)
+
+    def step(self, seeds: slice, max_grad_norm: float | None, *, critic_only: bool) -> list[tuple[float, bool]]:
+        """Clips each seed's norm and takes AdamW's step where it is finite (torch's formulas)."""
+        part = self.part(seeds)
+        roles = slice(CRITIC if critic_only else POLICY, 2)
+        norms = [math.sqrt(float(g.dot(g))) for g in part.flat_gradients[roles.start]]
+        stepped = [math.isfinite(norm) for norm in norms]
+        limit = math.inf if max_grad_norm is None else max_grad_norm
+        scales = np.array([min(1.0, limit / (norm + 1e-6)) if ok else 0.0 for norm, ok in zip(norms, stepped, strict=True)])
+        if all(stepped):
+            self._adamw(part, roles, seeds, scales)
+        else:
+            for i in np.flatnonzero(stepped):
+                one = slice(seeds.start + int(i), seeds.start + int(i) + 1)
+                self._adamw(self.part(one), roles, one, scales[i : i + 1])
+        return list(zip(norms, stepped, strict=True))
+
+    def _adamw(self, part: Part, roles: slice, seeds: slice, scales: Array) -> None:
+        """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= rate * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)."""
+        (beta1, beta2), steps = self._betas, self._steps[seeds, roles]
+        steps += 1
+        second = np.sqrt(1 - beta2**steps)
+        rate = (self._rates[seeds, roles] * second / (1 - beta1**steps)).astype(np.float32)[..., None]
+        eps = (self._eps * second).astype(np.float32)[..., None]
+        scale = scales.astype(np.float32)[:, None, None]
+        w, g, m, v = part.memory[:, :, roles]
+        a = part.scratch[:, roles]
+        if self._decays.any():
+            w *= (1 - self._rates[seeds, roles] * self._decays[seeds, roles]).astype(np.float32)[..., None]
+        g *= scale
+        np.subtract(g, m, out=a)
+        a *= 1 - beta1
+        m += a
+        np.multiply(g, g, out=a)
+        a *= 1 - beta2
+        v *= beta2
+        v += a
+        np.sqrt(v, out=a)
+        a += eps
+        np.divide(m, a, out=a)
+        a *= rate
+        w -= a
+
+    def close(self) -> None:
+        for seed, optimizer in enumerate(self._optimizers):
+            for name, weight in self._modules[seed].named_parameters():
+                steps = self._steps[seed, _role(name)]
+                if steps and "step" not in optimizer.state[weight]:
+                    moments = {"exp_avg": self._view(2, seed, name), "exp_avg_sq": self._view(3, seed, name)}
+                    optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
+                if steps:
+                    optimizer.state[weight]["step"].fill_(steps)
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        return (weight for module in self._modules for weight in module.parameters())
+
+    def _view(self, row: int, seed: int, name: str) -> Tensor:
+        start, shape = self.places[name]
+        return self.memory[row, seed, _role(name), start : start + math.prod(shape)].view(shape)
+
+    def _roles(self, seed: int, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The optimiser's group of the policy and that of the critic; None where one is cut over groups or is not all there."""
+        module = self._modules[seed]
+        groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+        found = []
+        for named in (module.named_policy_parameters(), module.named_critic_parameters()):
+            weights = [weight for _, weight in named]
+            group = groups.get(id(weights[0]))
+            if group is None or any(groups.get(id(weight)) is not group for weight in weights):
+                return None
+            if len({float(optimizer.state.get(weight, {}).get("step", 0.0)) for weight in weights}) > 1:
+                return None
+            found.append(group)
+        if any(found[0][key] != found[1][key] for key in ("betas", "eps")):
+            return None
+        return found[0], found[1]
+
+
+class Part:
+    """Some seeds of the nets: views of their memory, and the arithmetic. Shapes: s seeds, n steps, H wide layers, A actions."""
+
+    def __init__(self, nets: FlatNets, seeds: slice) -> None:
+        self.head = nets.head
+        self.memory: Array = nets.memory.numpy()[:, seeds]
+        self.scratch = np.empty_like(self.memory[0])
+        self.flat_gradients = [[seed[role:].reshape(-1) for seed in self.memory[1]] for role in (POLICY, CRITIC)]
+        weights, gradients = self.memory[0], self.memory[1]
+        names = nets.names
+        self._weights = [_view(weights, slice(0, 2), nets.places[name + ".weight"]) for name in names.body]
+        self._biases = [_view(weights, slice(0, 2), nets.places[name + ".bias"])[..., None, :] for name in names.body]
+        self._by_weights = [_view(gradients, slice(0, 2), nets.places[name + ".weight"]) for name in names.body]
+        self._by_biases = [_view(gradients, slice(0, 2), nets.places[name + ".bias"])[..., None, :] for name in names.body]
+        policy, critic, log_std = names.policy, names.critic, names.log_std
+        self._policy = [_view(array, POLICY, nets.places[policy + ".weight"]) for array in (weights, gradients)]
+        self._policy_bias = [_view(array, POLICY, nets.places[policy + ".bias"])[..., None] for array in (weights, gradients)]
+        self._critic = [_view(array, CRITIC, nets.places[critic + ".weight"]) for array in (weights, gradients)]
+        self._critic_bias = [_view(array, CRITIC, nets.places[critic + ".bias"]) for array in (weights, gradients)]
+        place = nets.places.get(log_std, (0, (0,)))
+        self._log_std = [_view(array, POLICY, place)[..., None] for array in (weights, gradients)]
+        self._work: dict[int, _Work] = {}
+        self._act_work: dict[int, list[Array]] = {}
+
+    def act(self, observations: Array, noise: Array) -> Array:
+        """Actions [s, A, n] (Box) or their numbers [s, n] (Discrete) for observations [s, n, D]; the critic is not asked."""
+        n = observations.shape[1]
+        if n not in self._act_work:
+            self._act_work[n] = [np.empty((len(w), n, w.shape[2]), np.float32) for w in self._weights]
+        hidden = observations
+        for weight, bias, out in zip(self._weights, self._biases, self._act_work[n], strict=True):
+            hidden = np.matmul(hidden, weight[:, POLICY].swapaxes(-1, -2), out=out)
+            hidden += bias[:, POLICY]
+            np.tanh(hidden, out=hidden)
+        outputs = np.matmul(self._policy[0], hidden.swapaxes(-1, -2))
+        outputs += self._policy_bias[0]
+        return self.head.act(outputs, self._log_std[0], noise)
+
+    def forward(self, observations: Array) -> tuple[Array, Array]:
+        """The policy's outputs [s, A, n] and the values [s, n] of observations [s, n, D]."""
+        return self._forward(observations, _Work(self._weights, observations.shape[1]))
+
+    def _forward(self, observations: Array, work: _Work) -> tuple[Array, Array]:
+        work.observations = hidden = observations[:, None]
+        for weight, bias, out in zip(self._weights, self._biases, work.hidden, strict=True):
+            hidden = np.matmul(hidden, weight.swapaxes(-1, -2), out=out)
+            hidden += bias
+            np.tanh(hidden, out=hidden)
+        outputs = np.matmul(self._policy[0], work.features[POLICY].swapaxes(-1, -2))
+        outputs += self._policy_bias[0]
+        values = np.matmul(work.features[CRITIC], self._critic[0].swapaxes(-1, -2))[..., 0]
+        values += self._critic_bias[0]
+        return outputs, values
+
+    def judge(self, observations: Array, chosen: Chosen) -> Judgement:
+        n = observations.shape[1]
+        if n not in self._work:
+            self._work[n] = _Work(self._weights, n)
+        self._last = self._work[n]
+        outputs, values = self._forward(observations, self._last)
+        judgement, self._kept = self.head.judge(outputs, self._log_std[0], chosen)
+        self._chosen = chosen
+        return judgement._replace(values=values)
+
+    def dist(self, outputs: Array) -> tuple[Array, ...]:
+        return self.head.dist(outputs, self._log_std[0])
+
+    def backward(self, slopes: Judgement) -> None:
+        """Gradients of the last `judge`, written over those before. Without a slope by logp the policy's are left as they are."""
+        work = self._last
+        by_values = slopes.values
+        np.matmul(by_values[:, None], work.features[CRITIC], out=self._critic[1])
+        np.add.reduce(by_values, axis=-1, keepdims=True, out=self._critic_bias[1])
+        np.multiply(by_values[..., None], self._critic[0], out=work.by_features[CRITIC])
+        if slopes.logp is None:
+            work.by_features[POLICY][...] = 0
+        else:
+            by_outputs, by_log_std = self.head.slopes(self._kept, slopes, self._chosen)
+            np.matmul(by_outputs, work.features[POLICY], out=self._policy[1])
+            np.add.reduce(by_outputs, axis=-1, keepdims=True, out=self._policy_bias[1])
+            np.matmul(by_outputs.swapaxes(-1, -2), self._policy[0], out=work.by_features[POLICY])
+            if by_log_std is not None:
+                self._log_std[1][...] = by_log_std
+        for i in reversed(range(len(self._weights))):
+            hidden, by_hidden, slope = work.hidden[i], work.by_hidden[i], work.slopes[i]
+            np.multiply(hidden, hidden, out=slope)  # d tanh(x) = 1 - tanh(x)^2
+            np.subtract(1, slope, out=slope)
+            by_hidden *= slope
+            below = work.hidden[i - 1] if i else work.observations
+            np.matmul(by_hidden.swapaxes(-1, -2), below, out=self._by_weights[i])
+            np.matmul(work.ones, by_hidden, out=self._by_biases[i])
+            if i:
+                np.matmul(by_hidden, self._weights[i], out=work.by_hidden[i - 1])
+
+
+class _Work:
+    """Arrays that a pass over n steps fills: hidden layers [s, 2, n, H] and the slopes by them."""
+
+    observations: Array
+
+    def __init__(self, weights: Sequence[Array], n: int) -> None:
+        shapes = [(len(w), 2, n, w.shape[-2]) for w in weights]
+        self.hidden, self.by_hidden, self.slopes = ([np.empty(shape, np.float32) for shape in shapes] for _ in range(3))
+        self.features = [self.hidden[-1][:, role] for role in (POLICY, CRITIC)]
+        self.by_features = [self.by_hidden[-1][:, role] for role in (POLICY, CRITIC)]
+        self.ones = np.ones((1, 1, 1, n), np.float32)
+
+
+class _Columns:
+    """The seeds' rollouts, one below the other: observations [S*R, D], actions [S*R, A] (one-hot for Discrete), old dist.
+
+    What stands in masked rows is emptied, because 0 * NaN is NaN in a gradient too.
+    """
+
+    def __init__(self, batches: Sequence[PPOBatch], num_actions: int, is_box: bool) -> None:
+        self._rows = len(batches[0])
+        valid = np.concatenate([batch.mask.numpy() for batch in batches])
+
+        def joined(parts: Iterable[Any]) -> Array:
+            joint = np.concatenate([part.numpy().reshape(self._rows, -1) for part in parts])
+            return np.where(valid, joint, np.zeros_like(joint))
+
+        states: list[Any] = [batch.states for batch in batches]
+        olds: list[Any] = [batch.dist_old for batch in batches]
+        self._observations = joined(each.observations for each in states)
+        self._dist_old = None if any(old is None for old in olds) else joined(olds)
+        actions = joined(batch.actions for batch in batches)
+        self._actions = actions if is_box else np.eye(num_actions, dtype=np.float32)[actions[:, 0]]
+
+    def take(self, seeds: slice, rows: Array) -> tuple[Array, Chosen]:
+        """Observations [s, n, D], and what was done there, of rows [s, n]."""
+        where = rows + np.arange(seeds.start, seeds.stop)[:, None] * self._rows
+        actions = self._actions.take(where, axis=0).swapaxes(-1, -2)
+        old = None
+        if self._dist_old is not None:
+            taken = self._dist_old.take(where, axis=0).swapaxes(-1, -2)
+            width = actions.shape[1]
+            old = tuple(taken[:, i : i + width] for i in range(0, taken.shape[1], width))
+        return self._observations.take(where, axis=0), Chosen(actions, old)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Layers by name: the tanh layers of the policy (the critic's stand at the same place), and what comes after them."""
+
+    body: tuple[str, ...]
+    policy: str
+    critic: str
+    log_std: str
+
+
+def flat_head(actor_critic: MLPActorCritic) -> type[FlatHead] | None:
+    """The hand-written twin of its head; None where there is none, a subclass of the two heads included."""
+    from .nets import CategoricalHead, GaussianHead
+
+    twins: dict[type, type[FlatHead]] = {CategoricalHead: FlatCategorical, GaussianHead: FlatGaussian}
+    return twins.get(type(actor_critic.policy_head))
+
+
+def _names(actor_critic: MLPActorCritic) -> _Names:
+    body = tuple(f"policy_body.{i}" for i in range(0, len(actor_critic.policy_body), 2))
+    policy = "policy_head." + ("logits" if flat_head(actor_critic) is FlatCategorical else "mean")
+    return _Names(body, policy, f"critic.{len(actor_critic.critic) - 1}", "policy_head.log_std")
+
+
+def _places(actor_critic: MLPActorCritic) -> tuple[dict[str, Place], int]:
+    """Where each weight stands in its role's row, and the length of a row. Equal layers of both roles stand at the same place."""
+    places: dict[str, Place] = {}
+    ends = [0, 0]
+    for name, weight in sorted(actor_critic.named_parameters(), key=lambda each: each[0].endswith("log_std")):
+        role = _role(name)
+        places[name] = (ends[role], tuple(weight.shape))
+        ends[role] += -(-weight.numel() // _ALIGNED) * _ALIGNED
+    return places, max(ends)
+
+
+def _shapes(actor_critic: MLPActorCritic) -> list[tuple[str, torch.Size]]:
+    return [(name, weight.shape) for name, weight in actor_critic.named_parameters()]
+
+
+def _role(name: str) -> int:
+    return CRITIC if name.startswith("critic.") else POLICY
+
+
+def _view(array: Array, role: int | slice, place: Place) -> Array:
+    """The weight at `place` in an array [s, 2, K], of one role [s, *shape] or of both [s, 2, *shape]."""
+    start, shape = place
+    piece = array[:, role, start : start + math.prod(shape)]
+    return piece.reshape(*piece.shape[:-1], *shape)
+
+
+def _is_plain_adamw(optimizer: torch.optim.Optimizer) -> bool:
+    unusual = ("amsgrad", "maximize", "capturable", "differentiable")
+    return type(optimizer) is torch.optim.AdamW and not any(group[key] for group in optimizer.param_groups for key in unusual)
