@@ -67,7 +67,9 @@ def by_autograd(said: dict[str, Tensor], rows: PPOBatch, cfg: PPOConfig, critic_
     return [slope for slope in slopes if slope is not None], stacked(parts), count
 
 
-def by_hand(said: dict[str, Tensor], rows: PPOBatch, cfg: PPOConfig, critic_only: bool) -> tuple[list[Tensor], Tensor, np.ndarray]:
+def by_hand(
+    said: dict[str, Tensor], rows: PPOBatch, cfg: PPOConfig, critic_only: bool
+) -> tuple[list[Tensor], Tensor, np.ndarray]:
     def flat(x: Tensor) -> np.ndarray:
         return x.flatten()[None].numpy()
 

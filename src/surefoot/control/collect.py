@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..config import ControlConfig
-from ..core import gae
 from ..errors import ConfigError
 from ..types import PPOBatch
+from .columns import gae_by_column
 from .nets import ControlStates, MLPActorCritic
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Collector:
 
 def to_batch(rollout: Rollout, *, gamma: float, lam: float, keep_dist: bool) -> PPOBatch:
     """Rows [N*T, 1] with advantages and the critic's targets. `keep_dist` where the exact KL(pi_old || pi_theta) is wanted."""
-    advantages = gae(
+    advantages = gae_by_column(
         rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended, gamma=gamma, lam=lam
     )
 

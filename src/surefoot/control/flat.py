@@ -243,6 +243,11 @@ class Part:
         self._chosen = chosen
         return judgement._replace(values=values)
 
+    def log_prob(self, outputs: Array, actions: Array) -> Array:
+        """[s, n] of actions [s, A, n] (one-hot for Discrete). Overwrites `outputs` by an equal distribution."""
+        logp: Array = self.head.judge(outputs, self._log_std[0], Chosen(actions, None))[0].logp
+        return logp
+
     def dist(self, outputs: Array) -> tuple[Array, ...]:
         return self.head.dist(outputs, self._log_std[0])
 
