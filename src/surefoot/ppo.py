@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,10 +32,10 @@ from .core import (
     zero_outside,
 )
 from .errors import ConfigError, TrainingError
-from .ppo_by_hand import nets_of, update_by_hand
+from .ppo_by_hand import fits, nets_of, update_by_hand
 from .ppo_decisions import Stepped, carried_out, decisions, mean_count
 from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
-from .types import ActorCritic, Evaluation, PPOBatch, Runtime, UpdateStats
+from .types import ActorCritic, Evaluation, Nets, PPOBatch, Runtime, UpdateStats
 
 ExactKL = Callable[[Any, Any], Float[Tensor, "B T"]]
 
@@ -172,6 +172,9 @@ def ppo_update(
     is left. `critic_only` moves no weight of the policy, not even by a shared trunk. `kl_after` is measured by a pass over the
     rollout where a rule of beta reads it, and otherwise is that of the last minibatch before its step.
 
+    Where the actor-critic has hand-written gradients (`types.NetsOwner`) and the update needs no more, they take the place of
+    autograd on `ppo_loss`, with the same result up to rounding.
+
     Raises: ConfigError (rows do not divide); TrainingError (no valid step, a first ratio other than 1, `max_skipped_steps` in a
     row, counted on from `skipped_in_row`); Interrupted (`should_stop` said so on a rank: the step at hand is finished, the update
     is not, and the caller goes back to its last checkpoint).
@@ -210,6 +213,46 @@ def ppo_update(
     kl_after = _measured_kl(actor_critic, batch, cfg, runtime) if reads_kl else tally.last_kl
     log_ratio_max = float(runtime.max(torch.tensor(tally.highest_log_ratio, device=batch.mask.device)))
     return statistics(tally, batch, cfg, kl_after=kl_after, log_ratio_max=log_ratio_max)
+
+
+def ppo_update_seeds(
+    nets: Nets,
+    actor_critics: Sequence[ActorCritic],
+    batches: Sequence[PPOBatch],
+    cfg: PPOConfig,
+    *,
+    optimizers: Sequence[torch.optim.Optimizer],
+    runtime: Runtime,
+    generators: Sequence[torch.Generator],
+    betas: Sequence[float],
+    critic_only: bool = False,
+    skipped_in_row: Sequence[int] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[UpdateStats]:
+    """`ppo_update` of several seeds side by side: each comes out as it would alone, up to the rounding of the products.
+
+    `nets` hold all the actor-critics. A seed has its own rollout, optimiser, generator and beta; `cfg` is the same for all.
+
+    Raises: ConfigError where these updates need autograd; otherwise as `ppo_update`, of the first seed that raises.
+    """
+    if runtime.world_size > 1 or not all(fits(batch, cfg, kl_coef=0.0) for batch in batches) or not nets.accepts(optimizers):
+        raise ConfigError(
+            "Seeds are trained side by side in one process on the CPU, in float32, by AdamW over all weights, and the exact "
+            "penalty needs dist_old. Train them one after the other."
+        )
+    return update_by_hand(
+        nets,
+        actor_critics,
+        [_prepared(batch, cfg) for batch in batches],
+        cfg,
+        optimizers=optimizers,
+        runtime=runtime,
+        generators=generators,
+        betas=betas,
+        critic_only=critic_only,
+        skipped_in_row=[0] * len(batches) if skipped_in_row is None else skipped_in_row,
+        should_stop=should_stop,
+    )
 
 
 def next_coefficient(rule: Rule, coef: float, kl: float, *, target: float, rate: float, horizon: float, steps: float) -> float:

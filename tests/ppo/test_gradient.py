@@ -1,4 +1,4 @@
-"""The closed-form partial derivatives of the loss against autograd on `ppo_loss`, over random inputs with poison outside the mask."""
+"""The closed-form partial derivatives of the loss against autograd on `ppo_loss`, with poison outside the mask."""
 
 from __future__ import annotations
 

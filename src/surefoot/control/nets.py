@@ -148,7 +148,9 @@ class MLPActorCritic(nn.Module):
 
     def nets(self) -> FlatNets | None:
         """What works out gradients of this module by hand, on the same memory. None for another head than the two here."""
-        if self._nets is None and flat_head(self) is not None:
+        if flat_head(self) is None:
+            return None
+        if self._nets is None:
             self._nets = FlatNets([self])
         return self._nets
 
