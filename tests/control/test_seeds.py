@@ -71,10 +71,15 @@ def test_each_seed_of_several_is_what_it_is_alone(given: dict[str, Any]) -> None
         assert len({step.beta for step in history[-1]}) > 1 or history[-1][0].beta != 1
 
 
-def test_cartpole_is_learned_by_three_seeds_side_by_side() -> None:
-    """The score that one seed reaches with `Collector` and the same settings: 150 and more (a random policy: 22)."""
-    history, _ = together(config(timesteps=20_000), [0, 1, 2])
-    assert min(step.metrics()["rollout/ep_rew_mean"] for step in history[-1]) >= 150
+def test_cartpole_is_learned_by_ten_seeds_side_by_side_and_not_where_advantages_are_zeroed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten seeds reach 165 on average here, 127 at least; `Collector` and single runs 162 to 195; a random policy 22."""
+    scores = [step.metrics()["rollout/ep_rew_mean"] for step in together(config(timesteps=20_000), list(range(10)))[0][-1]]
+    assert sum(scores) / 10 >= 150 and min(scores) >= 100
+    monkeypatch.setattr("surefoot.ppo.standardize", lambda advantages, mask: torch.zeros_like(advantages))
+    untaught = [step.metrics()["rollout/ep_rew_mean"] for step in together(config(timesteps=8_000), [0, 1, 2])[0][-1]]
+    assert max(untaught) < 40
 
 
 def test_seeds_that_need_autograd_are_refused() -> None:

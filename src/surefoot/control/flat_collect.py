@@ -77,7 +77,7 @@ class FlatCollector:
                     episodes.append((int(i), float(self._returns[i]), int(self._lengths[i])))
                 self._returns[ended[t]], self._lengths[ended[t]] = 0.0, 0
         self._refuse_poison(observations, rewards)
-        columns = _judged(nets, rows_of_seeds(observations), rows_of_seeds(actions), is_discrete=self._is_discrete)
+        columns = judged_rows(nets, rows_of_seeds(observations), rows_of_seeds(actions), is_discrete=self._is_discrete)
         logp, values, dist = (x.reshape(self.num_seeds, self._each, num_steps, *x.shape[2:]) for x in columns)
         following = np.concatenate((values[..., 1:], part.forward(self._observations)[1][..., None]), axis=2)
         self._put_final_values(nets, following, finals)
@@ -139,7 +139,7 @@ def rows_of_seeds(x: Array) -> Array:
     return moved.reshape(moved.shape[0], -1, *moved.shape[3:])
 
 
-def _judged(nets: FlatNets, observations: Array, actions: Array, *, is_discrete: bool) -> tuple[Array, Array, Array]:
+def judged_rows(nets: FlatNets, observations: Array, actions: Array, *, is_discrete: bool) -> tuple[Array, Array, Array]:
     """logp, values [S, R] and the distribution [S, R, A] or [S, R, 2, A] of rows of each seed."""
     part = nets.part(slice(0, nets.num_seeds))
     pieces: list[tuple[Array, Array, Array]] = []
