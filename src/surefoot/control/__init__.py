@@ -2,7 +2,7 @@
 
 from .collect import Collector, Rollout, make_envs, to_batch
 from .flat import FlatNets
-from .flat_collect import FlatCollector
+from .flat_collect import FlatCollector, Sampler
 from .nets import ControlStates, MLPActorCritic, make_actor_critic
 from .vector import CartPoleEnvs, Envs, SteppedEnvs, make_stepped_envs
 
@@ -15,6 +15,7 @@ __all__ = [
     "FlatNets",
     "MLPActorCritic",
     "Rollout",
+    "Sampler",
     "SteppedEnvs",
     "make_actor_critic",
     "make_envs",
