@@ -199,7 +199,7 @@ def test_a_checkpoint_between_two_updates_changes_no_bit(kind: str) -> None:
 
 def test_a_copy_has_memory_of_its_own() -> None:
     actor_critic, cfg = actor_critic_of("discrete"), settings()
-    actor_critic.nets()
+    update(actor_critic, rollout_of(actor_critic), cfg)  # its nets are in use before they are copied
     twin, before = copy.deepcopy(actor_critic), weights_of(actor_critic)
     update(twin, rollout_of(twin), cfg)
     assert largest_difference(before, weights_of(actor_critic)) == 0 < largest_difference(before, weights_of(twin))
