@@ -25,7 +25,8 @@ from surefoot.stages.clock import Clock
 from surefoot.types import Runtime, UpdateStats
 
 if TYPE_CHECKING:
-    from surefoot.control.environments import Env, Envs
+    from surefoot.control.environments import Env
+    from surefoot.control.vector import Envs
 
 RECENT = 100  # episodes behind rollout/ep_rew_mean, as in Stable-Baselines3
 
