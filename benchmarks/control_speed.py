@@ -23,21 +23,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from surefoot.build_control import build_control
 from surefoot.config import Config
-from surefoot.control import FlatCollector, make_actor_critic, make_stepped_envs
-from surefoot.optim import make_optimizer
-from surefoot.runtime import SingleRuntime
-from surefoot.stages import ppo_control, ppo_control_seeds
+from surefoot.stages import control_course, control_seeds
 
 RESULTS = Path(__file__).parent / "results" / "control-speed.json"
 ROLLOUT = 2_048  # steps of all environments of a seed, as SB3's default of one environment
-ADAM_EPS = 1e-5  # SB3's
 # name: environment, environments a seed, seeds side by side, steps of a seed
 CASES = {
     "CartPole-v1, 8 envs": ("CartPole-v1", 8, 1, 16_384),
@@ -84,11 +82,10 @@ def ours(env: str, num_envs: int, num_seeds: int, timesteps: int, seed: int) -> 
                 "total_timesteps": timesteps,
                 "num_envs": num_envs,
                 "num_steps": ROLLOUT // num_envs,
+                "batch_size": 64,
                 "hidden_sizes": [64, 64],
             },
             "ppo": {
-                "rollout_batch_size": ROLLOUT,
-                "num_mini_batches": ROLLOUT // 64,
                 "num_ppo_epochs": 10,
                 "learning_rate": 3e-4,
                 "lr_scheduler": "constant",
@@ -100,31 +97,24 @@ def ours(env: str, num_envs: int, num_seeds: int, timesteps: int, seed: int) -> 
             },
         }
     )
-    clock = Clock()
-    envs = make_stepped_envs(cfg.control, num_seeds)
-    envs.step = clock.timed("env", envs.step)  # type: ignore[method-assign]
-    FlatCollector.collect_seeds = clock.timed("rollout", COLLECT)  # type: ignore[method-assign]
-    ppo_control.ppo_update = clock.timed("update", UPDATE)
-    ppo_control_seeds.ppo_update_seeds = clock.timed("update", UPDATE_SEEDS)
-    if num_seeds > 1:
-        seeds = [seed + i for i in range(num_seeds)]
-        parts = ppo_control_seeds.SeedParts.make(envs, cfg, seeds, SingleRuntime(), eps=ADAM_EPS)
-        stream: Iterator[Any] = ppo_control_seeds.steps(parts, cfg)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        actor_critic = make_actor_critic(envs, cfg.control.hidden_sizes, generator)
-        optimizer = make_optimizer(actor_critic, cfg.ppo, eps=ADAM_EPS)
-        collector = FlatCollector(envs, seed=seed)
-        stream = ppo_control.steps(ppo_control.Parts(collector, actor_critic, optimizer, SingleRuntime(), generator), cfg)
+    clock, courses = Clock(), []
+    for i in range(num_seeds):
+        each = cfg.model_copy(update={"seed": seed + i})
+        parts = replace(build_control(each, lambda line: None), evaluation=None)
+        envs: Any = parts.collector.envs
+        envs.step = clock.timed("env", envs.step)
+        courses.append(control_course.Course(parts, each))
+    control_course._rollouts = clock.timed("rollout", ROLLOUTS)
+    control_course._updated = clock.timed("update", UPDATED)
     with clock.running():
-        for _ in stream:
+        for _ in control_seeds.side_by_side(courses):
             pass
-    envs.close()
+    for course in courses:
+        course.parts.collector.envs.close()
     return clock.result(cfg.control.num_updates * ROLLOUT * num_seeds)
 
 
-COLLECT = FlatCollector.collect_seeds
-UPDATE, UPDATE_SEEDS = ppo_control.ppo_update, ppo_control_seeds.ppo_update_seeds
+ROLLOUTS, UPDATED = control_course._rollouts, control_course._updated
 
 
 def theirs(env: str, num_envs: int, num_seeds: int, timesteps: int, seed: int) -> dict[str, Any]:
