@@ -59,6 +59,9 @@ FURTHER: dict[str, tuple[str, str]] = {
     "api_steps": (ALL, ""),
     "optim": ("core types config", "torch jaxtyping"),
     "ppo_figures": ("core types config", "torch jaxtyping"),
+    "ppo_decisions": ("core types config", "torch jaxtyping"),
+    "ppo_gradient": ("types config", ""),
+    "ppo_by_hand": ("core types config", "torch jaxtyping"),
     "embedded": ("types config preferences", "torch transformers safetensors filelock tokenizers gguf vaderSentiment"),
     "progress": ("config", "rich"),
     "interchange": ("config content lm preferences", ""),
@@ -67,7 +70,9 @@ FURTHER: dict[str, tuple[str, str]] = {
 }
 # a part may use what its row names, and these besides
 BESIDES: dict[str, str] = {
-    "ppo": "ppo_figures optim",
+    "ppo": "ppo_by_hand ppo_decisions ppo_figures optim",
+    "ppo_by_hand": "ppo_decisions ppo_figures ppo_gradient",
+    "ppo_decisions": "ppo_figures",
     "lm": "embedded content",  # the embedded default is one of its backbones
     "preferences": "content",
     "cli": "config_file config_names doctor dry_run interchange progress",

@@ -19,7 +19,7 @@ from surefoot.errors import ConfigError, ModelError
 from surefoot.optim import trainable_names
 from surefoot.runs import restore_optimizer
 from surefoot.stages import ppo_control
-from surefoot.stages.ppo_control import ControlProgress, ControlStep
+from surefoot.stages.control_course import ControlProgress, ControlStep
 
 
 class ControlRun:

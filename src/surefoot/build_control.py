@@ -10,7 +10,7 @@ from surefoot.config import Config
 from surefoot.control import Collector, EnvFactory, Normalizer, make_actor_critic, make_envs, make_picture_env
 from surefoot.optim import make_optimizer
 from surefoot.runtime.single import SingleRuntime
-from surefoot.stages.ppo_control import Parts
+from surefoot.stages.control_course import Parts
 
 ADAM_EPS = 1e-5  # of OpenAI's baselines and Stable-Baselines3, for networks of this kind
 MAX_EVALUATION_ENVS = 8

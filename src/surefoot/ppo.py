@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from .config import PPOConfig, Rule
@@ -31,18 +31,13 @@ from .core import (
     value_loss,
     zero_outside,
 )
-from .errors import ConfigError, Interrupted, TrainingError
-from .ppo_figures import NUM_PARTS, LossParts, Seen, Tally, checked_first_ratio, stacked, statistics, why_not_finite
-from .types import ActorCritic, Evaluation, PPOBatch, Runtime, UpdateStats
+from .errors import ConfigError, TrainingError
+from .ppo_by_hand import fits, nets_of, update_by_hand
+from .ppo_decisions import Stepped, carried_out, decisions, mean_count
+from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
+from .types import ActorCritic, Evaluation, Nets, PPOBatch, Runtime, UpdateStats
 
 ExactKL = Callable[[Any, Any], Float[Tensor, "B T"]]
-
-EARLY_STOP = 1.5  # times target_kl, as in Stable-Baselines3 and Spinning Up
-
-
-def mean_count(mask: Bool[Tensor, "B T"], aggregation: str) -> int:
-    """What a mean over `mask` divides by: its valid steps (token_mean), or its rows that have one (sequence_mean)."""
-    return int(mask.sum() if aggregation == "token_mean" else mask.any(dim=1).sum())
 
 
 def ppo_loss(
@@ -179,47 +174,95 @@ def ppo_update(
     is left. `critic_only` moves no weight of the policy, not even by a shared trunk. `kl_after` is measured by a pass over the
     rollout where a rule of beta reads it, and otherwise is that of the last minibatch before its step.
 
+    Where the actor-critic has hand-written gradients (`types.NetsOwner`) and the update needs no more, they take the place of
+    autograd on `ppo_loss`, with the same result up to rounding.
+
     Raises: ConfigError (rows do not divide); TrainingError (no valid step, a first ratio other than 1, `max_skipped_steps` in a
     row, counted on from `skipped_in_row`); Interrupted (`should_stop` said so on a rank: the step at hand is finished, the update
     is not, and the caller goes back to its last checkpoint).
     """
     batch = _prepared(batch, cfg)
-    tally = Tally(skipped_in_row)
+    if (nets := nets_of(actor_critic, batch, cfg, optimizer, runtime, kl_coef=kl_coef)) is not None:
+        return update_by_hand(
+            nets,
+            [actor_critic],
+            [batch],
+            cfg,
+            optimizers=[optimizer],
+            runtime=runtime,
+            generators=[generator],
+            betas=[beta],
+            critic_only=critic_only,
+            skipped_in_row=[skipped_in_row],
+            should_stop=should_stop,
+        )[0]
     loss_of = partial(ppo_loss, kl=actor_critic.kl, beta=beta, kl_coef=kl_coef, critic_only=critic_only)
-    for chosen in _minibatches(len(batch), cfg, generator):
+
+    def gradients(chosen: Tensor) -> Seen:
         optimizer.zero_grad(set_to_none=True)
-        if not batch.mask[chosen].any():
-            tally.leave_out("every row of the minibatch is masked")
-            continue
-        local = _gradients(actor_critic, batch, chosen, cfg, runtime, loss_of)
-        everywhere = runtime.sum(torch.cat((local.sums, local.sums.new_tensor([should_stop()])))).cpu()
-        seen, is_stopping = replace(local, sums=everywhere[:-1]), bool(everywhere[-1])
-        reason = why_not_finite(seen.sums, batch)
-        if not reason:
-            tally.add(seen)
-            if not tally.norms:
-                seen = replace(seen, log_ratios=runtime.max(seen.log_ratios))
-                tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), seen, half_precision=half_precision)
-            if cfg.target_kl is not None and tally.last_kl > EARLY_STOP * cfg.target_kl:
-                tally.stopped_early = True
-                break
-            if critic_only:
-                for _, weight in actor_critic.named_policy_parameters():
-                    weight.grad = None  # AdamW then leaves the weight and its moments alone
-            norm, is_stepped = runtime.step(actor_critic, optimizer, cfg.max_grad_norm)
-            if is_stepped:
-                tally.step(norm)
-            else:
-                reason = f"the gradient norm is {norm}"
-        if reason:
-            tally.skip(reason, cfg)
-        if is_stopping:
-            raise Interrupted("Stopped on request in the middle of a PPO update; the last checkpoint stands before it.")
+        return _gradients(actor_critic, batch, chosen, cfg, runtime, loss_of, should_stop)
+
+    def step() -> Stepped:
+        if critic_only:
+            for _, weight in actor_critic.named_policy_parameters():
+                weight.grad = None  # AdamW then leaves the weight and its moments alone
+        return runtime.step(actor_critic, optimizer, cfg.max_grad_norm)
+
+    course = decisions(
+        actor_critic,
+        batch,
+        cfg,
+        runtime=runtime,
+        generator=generator,
+        skipped_in_row=skipped_in_row,
+        half_precision=half_precision,
+    )
+    tally = carried_out(course, gradients, step)
     optimizer.zero_grad(set_to_none=True)
     reads_kl = cfg.objective == "penalty" and cfg.beta_controller != "fixed" and not critic_only
     kl_after = _measured_kl(actor_critic, batch, cfg, runtime) if reads_kl else tally.last_kl
-    log_ratio_max = float(runtime.max(tally.highest_log_ratio(batch.mask.device)))
+    log_ratio_max = float(runtime.max(torch.tensor(tally.highest_log_ratio, device=batch.mask.device)))
     return statistics(tally, batch, cfg, kl_after=kl_after, log_ratio_max=log_ratio_max)
+
+
+def ppo_update_seeds(
+    nets: Nets,
+    actor_critics: Sequence[ActorCritic],
+    batches: Sequence[PPOBatch],
+    cfg: PPOConfig,
+    *,
+    optimizers: Sequence[torch.optim.Optimizer],
+    runtime: Runtime,
+    generators: Sequence[torch.Generator],
+    betas: Sequence[float],
+    critic_only: bool = False,
+    skipped_in_row: Sequence[int] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[UpdateStats]:
+    """`ppo_update` of several seeds side by side: each comes out as it would alone, up to the rounding of the products.
+
+    `nets` hold all the actor-critics. A seed has its own rollout, optimiser, generator and beta; `cfg` is the same for all.
+
+    Raises: ConfigError where these updates need autograd; otherwise as `ppo_update`, of the first seed that raises.
+    """
+    if runtime.world_size > 1 or not all(fits(batch, cfg, kl_coef=0.0) for batch in batches) or not nets.accepts(optimizers):
+        raise ConfigError(
+            "Seeds are trained side by side in one process on the CPU, in float32, by AdamW over all weights, and the exact "
+            "penalty needs dist_old. Train them one after the other."
+        )
+    return update_by_hand(
+        nets,
+        actor_critics,
+        [_prepared(batch, cfg) for batch in batches],
+        cfg,
+        optimizers=optimizers,
+        runtime=runtime,
+        generators=generators,
+        betas=betas,
+        critic_only=critic_only,
+        skipped_in_row=[0] * len(batches) if skipped_in_row is None else skipped_in_row,
+        should_stop=should_stop,
+    )
 
 
 def next_coefficient(rule: Rule, coef: float, kl: float, *, target: float, rate: float, horizon: float, steps: float) -> float:
@@ -251,12 +294,6 @@ def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:
     return replace(batch, advantages=standardize(batch.advantages, batch.mask)) if cfg.whiten_advantages else batch
 
 
-def _minibatches(num_rows: int, cfg: PPOConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of each minibatch: every row once an epoch, in a new order each epoch."""
-    for _ in range(cfg.num_ppo_epochs):
-        yield from torch.randperm(num_rows, generator=generator).chunk(cfg.num_mini_batches)
-
-
 def _share(batch: PPOBatch, chosen: Tensor, cfg: PPOConfig, runtime: Runtime) -> Iterator[PPOBatch]:
     """This rank's part of the chosen rows, in micro-batches of like length (little padding); equally many on every rank."""
     mine = runtime.shard(len(chosen))
@@ -272,8 +309,9 @@ def _gradients(
     cfg: PPOConfig,
     runtime: Runtime,
     loss_of: Callable[..., tuple[Tensor, LossParts[Tensor]]],
+    should_stop: Callable[[], bool],
 ) -> Seen:
-    """Adds the gradients of this rank's share of a minibatch to the weights; what it returns is of this share alone."""
+    """Adds the gradients of this rank's share of a minibatch to the weights, and sums what all ranks saw."""
     mask = batch.mask[chosen]
     count = mean_count(mask, cfg.loss_aggregation)
     sums = torch.zeros(NUM_PARTS, device=mask.device)
@@ -285,7 +323,9 @@ def _gradients(
         sums += stacked(parts)
         gap = (evaluation.logp.detach() - rows.logp_old).float()
         log_ratios = torch.maximum(log_ratios, torch.stack((gap, gap.abs())).masked_fill(~rows.mask, -torch.inf).amax(dim=(1, 2)))
-    return Seen(sums, log_ratios, valid_steps=int(mask.sum()), count=count)
+    *everywhere, stops = runtime.sum(torch.cat((sums, sums.new_tensor([should_stop()])))).tolist()
+    highest, highest_abs = log_ratios.tolist()
+    return Seen(everywhere, (highest, highest_abs), valid_steps=int(mask.sum()), count=count, is_stopping=stops > 0)
 
 
 @torch.no_grad()

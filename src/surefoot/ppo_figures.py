@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Generic, TypeVar
 
@@ -48,31 +48,40 @@ def stacked(parts: LossParts[Tensor]) -> Float[Tensor, " parts"]:
     return torch.stack([getattr(parts, f.name).float() for f in fields(parts)])
 
 
-def unstacked(sums: Float[Tensor, " parts"]) -> LossParts[float]:
-    parts: LossParts[float] = LossParts(*sums.tolist())
+def unstacked(sums: Iterable[float]) -> LossParts[float]:
+    parts: LossParts[float] = LossParts(*sums)
     return parts
 
 
 NUM_PARTS = len(fields(LossParts))
+_KL = [f.name for f in fields(LossParts)].index("kl_old_new")
+_ABS_LOG_RATIO = [f.name for f in fields(LossParts)].index("abs_log_ratio")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One minibatch: the sums of `LossParts`, and the largest [log ratio, |log ratio|] (-inf without a valid step)."""
+    """One minibatch: the sums of `LossParts` over all ranks, and the largest (log ratio, |log ratio|) of this one.
 
-    sums: Float[Tensor, " parts"]
-    log_ratios: Float[Tensor, " 2"]
+    The latter are -inf without a valid step. `is_stopping`: a rank was asked to stop.
+    """
+
+    sums: Sequence[float]
+    log_ratios: tuple[float, float]
     valid_steps: int
     count: int
+    is_stopping: bool = False
 
 
 @dataclass(slots=True)
 class Tally:
-    """What an update has seen so far. The same on all ranks, but for `log_ratios`, whose maximum is taken at the end."""
+    """What an update has seen so far. The same on all ranks, but for `highest_log_ratio`, whose maximum is taken at the end.
+
+    That is -inf where nothing was seen, so that the ratio is 0.
+    """
 
     skipped_in_row: int
-    sums: Tensor = field(default_factory=lambda: torch.zeros(NUM_PARTS, dtype=torch.float64))
-    log_ratios: list[Tensor] = field(default_factory=list)
+    sums: list[float] = field(default_factory=lambda: [0.0] * NUM_PARTS)
+    highest_log_ratio: float = -math.inf
     valid_steps: int = 0
     count: int = 0
     norms: list[float] = field(default_factory=list)
@@ -83,11 +92,11 @@ class Tally:
     stopped_early: bool = False
 
     def add(self, seen: Seen) -> None:
-        self.sums += seen.sums.double()
-        self.log_ratios.append(seen.log_ratios[0])
+        self.sums = [total + part for total, part in zip(self.sums, seen.sums, strict=True)]
+        self.highest_log_ratio = max(self.highest_log_ratio, seen.log_ratios[0])
         self.valid_steps += seen.valid_steps
         self.count += seen.count
-        self.last_kl = unstacked(seen.sums).kl_old_new / seen.valid_steps
+        self.last_kl = seen.sums[_KL] / seen.valid_steps
 
     def step(self, norm: float) -> None:
         self.norms.append(norm)
@@ -108,10 +117,6 @@ class Tally:
                 f"{reason}. No weight was moved by them. Lower ppo.learning_rate, set ppo.target_kl, or look for extreme rewards."
             )
 
-    def highest_log_ratio(self, device: torch.device) -> Float[Tensor, ""]:
-        """-inf where nothing was seen, so that the ratio is 0."""
-        return torch.stack(self.log_ratios).max() if self.log_ratios else torch.tensor(-torch.inf, device=device)
-
 
 def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision: bool) -> float:
     """The largest |log ratio| of a minibatch before the first step, in nats, where pi_theta and pi_old are the same policy.
@@ -119,7 +124,7 @@ def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision
     Raises: TrainingError where they are not: from 1e-4 on; with half-precision weights, or where float32 weights compute in half
     precision (`half_precision`), from a mean of 0.02 on.
     """
-    largest, mean = float(seen.log_ratios[1]), unstacked(seen.sums).abs_log_ratio / seen.valid_steps
+    largest, mean = seen.log_ratios[1], seen.sums[_ABS_LOG_RATIO] / seen.valid_steps
     is_half = half_precision or any(weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
     figure, allowed = (mean, MEAN_FIRST_LOG_RATIO) if is_half else (largest, MAX_FIRST_LOG_RATIO)
     if figure >= allowed:
@@ -131,11 +136,11 @@ def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision
     return largest
 
 
-def why_not_finite(sums: Float[Tensor, " parts"], batch: PPOBatch) -> str:
+def why_not_finite(sums: Sequence[float], batch: PPOBatch) -> str:
     """Which global figures are not finite, and which part of the rollout explains it; "" where all are finite."""
-    if torch.isfinite(sums).all():
+    if all(map(math.isfinite, sums)):
         return ""
-    bad = [f.name for f, is_finite in zip(fields(LossParts), torch.isfinite(sums).tolist(), strict=True) if not is_finite]
+    bad = [f.name for f, part in zip(fields(LossParts), sums, strict=True) if not math.isfinite(part)]
     given = {"logp_old": batch.logp_old, "values_old": batch.values_old, "advantages": batch.advantages, "returns": batch.returns}
     poisoned = [name for name, x in given.items() if not torch.isfinite(x[batch.mask]).all()]
     cause = f" (nor is the rollout's {', '.join(poisoned)})" if poisoned else ""
@@ -144,7 +149,8 @@ def why_not_finite(sums: Float[Tensor, " parts"], batch: PPOBatch) -> str:
 
 def statistics(tally: Tally, batch: PPOBatch, cfg: PPOConfig, *, kl_after: float, log_ratio_max: float) -> UpdateStats:
     """The tally as means. Everything that was evaluated and finite counts, an early stop's last minibatch included."""
-    losses, means = unstacked(tally.sums / max(1, tally.count)), unstacked(tally.sums / max(1, tally.valid_steps))
+    losses = unstacked(total / max(1, tally.count) for total in tally.sums)
+    means = unstacked(total / max(1, tally.valid_steps) for total in tally.sums)
     norms = tally.norms or [0.0]
     clipped = norms if cfg.max_grad_norm is None else [min(norm, cfg.max_grad_norm) for norm in norms]
     return UpdateStats(

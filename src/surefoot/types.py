@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -167,6 +167,56 @@ class ActorCritic(Protocol):
     def named_critic_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         """What the critic alone owns; critic warm-up moves these and nothing else."""
         ...
+
+
+class Judgement(NamedTuple):
+    """What actor-critics say of chosen steps, as NumPy arrays [S, n] of S seeds; or the partial derivatives of a loss by each.
+
+    Log-probabilities, entropy and `kl`, the exact KL(pi_old || pi_theta), in nats. None: `kl` where the rollout kept no
+    `dist_old`, and a derivative that is 0 everywhere.
+    """
+
+    logp: Any
+    values: Any
+    entropy: Any
+    kl: Any
+
+
+class Nets(Protocol):
+    """S actor-critics of one shape that are differentiated by hand, all at once. `seeds` is a slice of them.
+
+    Between `open` and `close` they hold the rollouts and the optimisers' moments in memory of their own, which is that of the
+    weights and of `optimizer.state`: nothing has to be copied back but the count of steps.
+    """
+
+    num_seeds: int
+
+    def accepts(self, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+        """Whether `step` does what each seed's optimiser would do: AdamW over all weights, on the CPU, in float32."""
+        ...
+
+    def open(self, batches: Sequence[PPOBatch], optimizers: Sequence[torch.optim.Optimizer]) -> None: ...
+
+    def judge(self, seeds: slice, rows: Any) -> Judgement:
+        """`rows` [S, n] are numbers of rows of each seed's rollout."""
+        ...
+
+    def backward(self, seeds: slice, slopes: Judgement) -> None:
+        """Replaces the gradients by those of the loss whose partial derivatives by the last judgement are `slopes`."""
+        ...
+
+    def step(self, seeds: slice, max_grad_norm: float | None, *, critic_only: bool) -> list[tuple[float, bool]]:
+        """As `Runtime.step`, for each seed with its own norm. `critic_only` leaves policies and their moments alone."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class NetsOwner(Protocol):
+    """An actor-critic that `ppo_update` may differentiate by hand. None where its kind of head has no hand-written gradient."""
+
+    def nets(self) -> Nets | None: ...
 
 
 class RolloutEngine(Protocol):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import surefoot
+import surefoot.cli
 from surefoot.api_control import ControlRun
 from surefoot.errors import ConfigError, ModelError
 from surefoot.runs import load_manifest, read_jsonl

@@ -16,8 +16,9 @@ from surefoot.config import Config, ControlConfig
 from surefoot.control import Collector, make_actor_critic, make_envs
 from surefoot.optim import make_optimizer
 from surefoot.runtime import SingleRuntime
-from surefoot.stages import ppo_control
-from surefoot.stages.ppo_control import ControlStep, Parts, steps
+from surefoot.stages import control_course
+from surefoot.stages.control_course import ControlStep, Parts
+from surefoot.stages.ppo_control import steps
 
 PPO: dict[str, Any] = {
     "num_ppo_epochs": 4,
@@ -119,4 +120,4 @@ def test_metrics_carry_the_names_of_stable_baselines() -> None:
     assert {*(f"train/{key}" for key in train), *others} <= step.metrics.keys()
     assert "kl/beta" not in step.metrics and "train/std" not in step.metrics
     assert ControlConfig(total_timesteps=513, num_envs=8, num_steps=32).num_updates == 3
-    assert ppo_control.RECENT == 100
+    assert control_course.RECENT == 100

@@ -22,7 +22,7 @@ from surefoot.diagnostics.summaries import durations
 from surefoot.errors import ConfigError, TrainingError
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
-from surefoot.stages import control_seeds, ppo_control
+from surefoot.stages import control_course, control_seeds, ppo_control
 from walks import Broken, Forgetful, Walk
 
 SMALL = {"total_timesteps": 320, "num_envs": 4, "num_steps": 20, "batch_size": 20, "hidden_sizes": (8,), "eval_episodes": 3}
@@ -159,7 +159,7 @@ def test_a_setting_that_does_nothing_in_control_is_refused_with_the_reason(name:
     with pytest.raises(ConfigError, match=rf"^command line: ppo.{name} = .* has no effect in surefoot control: .*\.$"):
         load_config(None, [f"--ppo.{name}={str(value).lower()}"], verb="control", preset="default")
     with pytest.raises(ConfigError, match=rf"^ppo.{name} = .* has no effect in control: "):
-        ppo_control.update_settings(Config().model_copy(update={"ppo": PPOConfig().model_copy(update={name: value})}))
+        control_course.update_settings(Config().model_copy(update={"ppo": PPOConfig().model_copy(update={name: value})}))
 
 
 def test_every_setting_of_ppo_is_read_in_control_or_refused() -> None:

@@ -26,7 +26,7 @@ from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tiny import tiny_model, tiny_tokenizer
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder
-from surefoot.stages import evaluate, pairs, ppo_control, ppo_lm, reward, sft
+from surefoot.stages import control_seeds, evaluate, pairs, ppo_control, ppo_lm, reward, sft
 from surefoot.stages.supervised import fit
 
 ROWS = [opened(text) for text in sentences(24, seed=5)]
@@ -124,15 +124,22 @@ def run_penalty(path: str, **changed: Any) -> None:
     _ppo(path, "full", critic="shared", kl_in="loss", kl_estimator="exact", lr_scheduler="cosine", **settings)
 
 
-def run_control(path: str, **changed: Any) -> None:
+def run_control(path: str, num_seeds: int = 1, **changed: Any) -> None:
     """6 updates in the middle of episodes, every statistic, a beta that moves, evaluations, a checkpoint every second update."""
     control = {"total_timesteps": 360, "num_envs": 3, "num_steps": 20, "batch_size": 20, "hidden_sizes": (8,), "eval_every": 2}
     control |= {"eval_episodes": 3, "normalize_observations": True, "normalize_rewards": True, "env": "CartPole-v1"}
     ppo = {"objective": "penalty", "beta_controller": "exponential", "save_every": 2, "num_ppo_epochs": 2, "learning_rate": 0.01}
     cfg = Config(seed=3, control={**control, **changed}, ppo=ppo)  # type: ignore[arg-type]
+    if num_seeds > 1:
+        return control_seeds.run(cfg, num_seeds, Path(path), "auto", SilentProgress())
     with RunFolder.open(Path(path), verb="control", cfg=cfg) as folder:
         if not folder.is_done:
             ppo_control.run(cfg, folder, SilentProgress())
+
+
+def run_control_seeds(path: str) -> None:
+    """Three of them side by side."""
+    run_control(path, num_seeds=3)
 
 
 def run_evaluate(path: str, stop_at: int = 0) -> None:
@@ -189,7 +196,18 @@ def run_look(path: str) -> None:
             pass
 
 
-ALL = (run_sft, run_reward, run_pairs, run_clip, run_penalty, run_control, run_evaluate, run_features, run_look)
+ALL = (
+    run_sft,
+    run_reward,
+    run_pairs,
+    run_clip,
+    run_penalty,
+    run_control,
+    run_control_seeds,
+    run_evaluate,
+    run_features,
+    run_look,
+)
 JOBS = {job.__name__.removeprefix("run_"): job for job in ALL}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from run_bytes import fingerprint
+from run_bytes import assert_equal_up_to_rounding, fingerprint
 from surefoot.runs import read_jsonl
 
 STAGES = ("sft", "reward", "pairs", "clip", "penalty", "control")
@@ -60,6 +60,22 @@ def test_a_checkpoint_at_the_very_end_of_an_epoch_resumes_with_the_first_batch_o
     assert len(read_jsonl(path / "metrics.jsonl")) == 7  # the look before training, and 6 steps of 4 of the 24 rows: one epoch
     assert stages.run("sft", path)[0] == 0
     assert fingerprint(path) == whole("sft")[0]
+
+
+def test_seeds_side_by_side_that_were_killed_end_as_whole_runs(stages: Any, tmp_path: Path) -> None:
+    """A kill between the checkpoints of two seeds leaves one ahead: the others catch up, and then all go on together."""
+    whole, path = tmp_path / "whole", tmp_path / "run"
+    assert stages.run("control_seeds", whole)[0] == 0
+    for site in ["backward:2", "checkpoint-rename:2", "checkpoint-after:2", "rollout:4", "checkpoint-after:4", "final-rename:6"]:
+        status, said = stages.run("control_seeds", path, fault=f"{site}:kill")
+        assert status == -signal.SIGKILL, f"{site} was not met: {said}"
+        if site == "checkpoint-after:2":
+            assert [len(list(path.glob(f"seed-{seed}/checkpoint-2"))) for seed in (3, 4, 5)] == [1, 0, 0]
+    status, said = stages.run("control_seeds", path)
+    assert status == 0, said
+    for seed in (3, 4, 5):
+        assert_equal_up_to_rounding(path / f"seed-{seed}", whole / f"seed-{seed}")
+    assert (path / "seeds.json").exists()
 
 
 def kill_at_random(stages: Any, stage: str, folder: Path, expected: dict[str, str], seconds: float, kills: int) -> None:

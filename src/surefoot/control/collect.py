@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core import gae
 from ..errors import ConfigError, TrainingError
 from ..types import PPOBatch
+from .columns import gae_by_column
 from .environments import TRAINING, episode_seed, flat, for_envs, observation_size
 from .nets import ControlStates, MLPActorCritic
 from .normalize import Normalizer
-
-if TYPE_CHECKING:
-    from gymnasium.vector import SyncVectorEnv
+from .sampler import Sampler, sampler_of
+from .vector import Envs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,15 @@ class Rollout:
     episode_lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The episodes that ended in a rollout: returns, lengths, and (environment, step, last observation as the critic sees it)."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    last: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+
+
 class Collector:
     """Environments in the middle of their episodes.
 
@@ -50,7 +57,7 @@ class Collector:
     made of the first three. So `state` holds the actions since each episode began, and `restore` plays them again.
     """
 
-    def __init__(self, envs: SyncVectorEnv, *, seed: int, normalizer: Normalizer | None = None) -> None:
+    def __init__(self, envs: Envs, *, seed: int, normalizer: Normalizer | None = None) -> None:
         """Raises ConfigError where an episode's last observation would be lost: the collector resets, not `envs`."""
         from gymnasium.vector import AutoresetMode
 
@@ -67,50 +74,37 @@ class Collector:
         self._check(self._raw)
         self.normalizer.learn(self._raw)
 
-    @torch.no_grad()
     def collect(self, actor_critic: MLPActorCritic, num_steps: int, generator: torch.Generator) -> Rollout:
         """`num_steps` of each environment, from where the last call stopped.
 
         Raises: TrainingError where an observation or a reward is not finite.
         """
-        steps: list[tuple[Tensor, ...]] = []
-        last_observations: list[tuple[int, int, Tensor]] = []  # environment, step, observation
-        returns: list[float] = []
-        lengths: list[int] = []
-        space, normalizer = self.envs.single_action_space, self.normalizer
-        shown = torch.from_numpy(normalizer.observed(self._raw))
-        for t in range(num_steps):
-            observations = shown
-            dist, values = actor_critic(observations)
-            actions = actor_critic.policy_head.sample(dist, generator)
-            logp = actor_critic.policy_head.log_prob(dist, actions)
-            seen, rewards, terminated, truncated, _ = self.envs.step(for_envs(actions.numpy(), space))
-            ended, raw = terminated | truncated, flat(seen)
-            self._returns += rewards
-            self._lengths += 1
-            self._check(raw, rewards)
-            last = raw
-            if ended.any():
-                returns += self._returns[ended].tolist()
-                lengths += self._lengths[ended].tolist()
-                raw = self._begin(ended)
-            normalizer.learn(raw)
-            paid = normalizer.paid(rewards, ended)
+        sampler = sampler_of(actor_critic, self.envs.single_action_space, num_steps, self.envs.num_envs, generator)
+        return collect_together([self], sampler, num_steps)[0]
+
+    def shown(self) -> Float[np.ndarray, "N D"]:
+        """What the policy sees next."""
+        return self.normalizer.observed(self._raw)
+
+    def step(self, actions: np.ndarray, t: int, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Takes actions as sampled: rewards as PPO sees them, terminated, ended. What ends at step `t` is entered in `ends`."""
+        seen, rewards, terminated, truncated, _ = self.envs.step(for_envs(actions, self.envs.single_action_space))
+        ended, raw = terminated | truncated, flat(seen)
+        self._returns += rewards
+        self._lengths += 1
+        self._check(raw, rewards)
+        last, is_over = raw, ended.any()
+        if is_over:
+            ends.returns.extend(self._returns[ended].tolist())
+            ends.lengths.extend(self._lengths[ended].tolist())
+            raw = self._begin(ended)
+        self.normalizer.learn(raw)
+        paid = self.normalizer.paid(rewards, ended)
+        if is_over:
             for i in np.flatnonzero(ended):
-                last_observations.append((int(i), t, torch.from_numpy(normalizer.observed(last[i : i + 1])[0])))
-            self._raw, shown = raw, torch.from_numpy(normalizer.observed(raw))
-            outcome = (torch.as_tensor(paid, dtype=torch.float32), torch.as_tensor(terminated), torch.as_tensor(ended))
-            steps.append((observations, actions, logp, values.squeeze(-1), *outcome, dist))
-        observed, acted, logps, critic, paid_for, over, closed, dists = (
-            torch.stack(column, dim=1) for column in zip(*steps, strict=True)
-        )
-        next_values = torch.cat((critic[:, 1:], actor_critic(shown)[1]), dim=1)
-        if last_observations:
-            which, when, what = zip(*last_observations, strict=True)
-            next_values[list(which), list(when)] = actor_critic(torch.stack(what))[1].squeeze(-1)
-        self._remember(acted, closed)
-        episodes = tuple(returns), tuple(lengths)
-        return Rollout(observed, acted, logps, critic, next_values, paid_for, over, closed, dists, *episodes)
+                ends.last.append((int(i), t, self.normalizer.observed(last[i : i + 1])[0]))
+        self._raw = raw
+        return paid, terminated, ended
 
     def state(self) -> dict[str, Tensor]:
         """All of it: where each episode is, and by which actions it came there."""
@@ -168,13 +162,13 @@ class Collector:
     def _seed(self, env: int) -> int:
         return episode_seed(self.seed, TRAINING, env, int(self._episodes[env]))
 
-    def _remember(self, actions: Tensor, ended: Bool[Tensor, "N T"]) -> None:
-        """Keeps the actions since each episode began."""
-        for i, ends in enumerate(ended):
+    def remember(self, rollout: Rollout) -> None:
+        """Keeps the actions of a rollout since each episode began, so that they can be played again."""
+        for i, ends in enumerate(rollout.ended):
             last = ends.nonzero()
             if len(last):
                 self._actions[i] = []
-            since = actions[i, int(last[-1]) + 1 if len(last) else 0 :]
+            since = rollout.actions[i, int(last[-1]) + 1 if len(last) else 0 :]
             if len(since):
                 self._actions[i].append(since)
 
@@ -192,9 +186,64 @@ class Collector:
             )
 
 
+def collect_together(collectors: Sequence[Collector], sampler: Sampler, num_steps: int) -> list[Rollout]:
+    """One rollout of each collector, a seed each, all of them a step at a time; `sampler` holds their policies.
+
+    Raises: as `Collector.collect`.
+    """
+    num_envs, size = collectors[0].shown().shape
+    shape = (len(collectors), num_steps, num_envs)
+    observations = np.empty((len(collectors), num_steps + 1, num_envs, size), np.float32)
+    rewards, terminated, ended = (np.empty(shape, kind) for kind in (np.float32, bool, bool))
+    chosen: list[np.ndarray] = []
+    ends = [Ends() for _ in collectors]
+    for seed, collector in enumerate(collectors):
+        observations[seed, 0] = collector.shown()
+    for t in range(num_steps):
+        actions = sampler.act(t, observations[:, t])
+        chosen.append(actions)
+        for seed, collector in enumerate(collectors):
+            rewards[seed, t], terminated[seed, t], ended[seed, t] = collector.step(actions[seed], t, ends[seed])
+            observations[seed, t + 1] = collector.shown()
+    seen, acted, paid, over, closed = (
+        np.ascontiguousarray(x.swapaxes(1, 2))  # [S, N, T, ...]
+        for x in (observations[:, :-1], np.stack(chosen, axis=1), rewards, terminated, ended)
+    )
+    judged = sampler.judge(*(x.reshape(len(x), -1, *x.shape[3:]) for x in (seen, acted)))
+    logp, values, dist = (x.reshape(*paid.shape, *x.shape[2:]) for x in judged)
+    rollouts = []
+    for seed, collector in enumerate(collectors):
+        following = _following(sampler, seed, values[seed], observations[seed, -1], ends[seed])
+        rollout = Rollout(
+            observations=torch.from_numpy(seen[seed]),
+            actions=torch.from_numpy(acted[seed]),
+            logp=torch.from_numpy(logp[seed]),
+            values=torch.from_numpy(values[seed]),
+            next_values=torch.from_numpy(following),
+            rewards=torch.from_numpy(paid[seed]),
+            terminated=torch.from_numpy(over[seed]),
+            ended=torch.from_numpy(closed[seed]),
+            dist=torch.from_numpy(dist[seed]),
+            episode_returns=tuple(ends[seed].returns),
+            episode_lengths=tuple(ends[seed].lengths),
+        )
+        collector.remember(rollout)
+        rollouts.append(rollout)
+    return rollouts
+
+
+def _following(sampler: Sampler, seed: int, values: np.ndarray, after: np.ndarray, ends: Ends) -> np.ndarray:
+    """V [N, T] of what followed each step: the next row, or the last observation of an episode, which no row holds."""
+    following = np.concatenate((values[:, 1:], sampler.values(seed, after)[:, None]), axis=1)
+    if ends.last:
+        envs, times, observed = zip(*ends.last, strict=True)
+        following[list(envs), list(times)] = sampler.values(seed, np.stack(observed))
+    return following
+
+
 def to_batch(rollout: Rollout, *, gamma: float, lam: float, keep_dist: bool) -> PPOBatch:
     """Rows [N*T, 1] with advantages and the critic's targets. `keep_dist` where the exact KL(pi_old || pi_theta) is wanted."""
-    advantages = gae(
+    advantages = gae_by_column(
         rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended, gamma=gamma, lam=lam
     )
 

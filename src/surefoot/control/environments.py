@@ -13,13 +13,12 @@ import numpy as np
 
 from ..config import ControlConfig
 from ..errors import ConfigError
+from .vector import SteppedEnvs
 
 if TYPE_CHECKING:
     import gymnasium
-    from gymnasium.vector import SyncVectorEnv
 
     Env = gymnasium.Env[Any, Any]
-    Envs = SyncVectorEnv
 
 EnvFactory = Callable[[], "Env"]
 
@@ -50,17 +49,16 @@ def make_env(name: str) -> Env:
     return made
 
 
-def make_envs(cfg: ControlConfig, factory: EnvFactory | None = None, num_envs: int | None = None) -> SyncVectorEnv:
+def make_envs(cfg: ControlConfig, factory: EnvFactory | None = None, num_envs: int | None = None) -> SteppedEnvs:
     """`num_envs` environments, those of the configuration by default, made by `factory` or by the name in it.
 
     They reset when they are told to: whoever steps them knows an episode's last observation and seeds the next.
 
     Raises: ConfigError as `make_env`, and where `factory` gives one environment twice.
     """
-    gym = _gymnasium()
+    _gymnasium()
     make: EnvFactory = factory if factory is not None else lambda: make_env(cfg.env)
-    modes = gym.vector.AutoresetMode
-    envs: SyncVectorEnv = gym.vector.SyncVectorEnv([make] * (num_envs or cfg.num_envs), autoreset_mode=modes.DISABLED)
+    envs = SteppedEnvs([make] * (num_envs or cfg.num_envs))
     if len({id(env) for env in envs.envs}) < envs.num_envs:
         raise ConfigError("The function that makes environments gave the same one twice. Make a new one at each call.")
     return envs
@@ -88,7 +86,8 @@ def for_envs(actions: np.ndarray, space: gymnasium.Space[Any]) -> np.ndarray:
         numbered: np.ndarray = actions + space.start
         return numbered
     assert isinstance(space, Box)
-    return np.clip(actions.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+    clipped = np.minimum(np.maximum(actions.reshape(-1, *space.shape), space.low), space.high)
+    return clipped.astype(space.dtype, copy=False)
 
 
 def _gymnasium() -> Any:

@@ -18,7 +18,8 @@ from .nets import MLPActorCritic
 from .normalize import Normalizer
 
 if TYPE_CHECKING:
-    from .environments import Env, EnvFactory, Envs
+    from .environments import Env, EnvFactory
+    from .vector import Envs
 
 MAX_RECORDED_STEPS = 1_000  # an episode without an end has to stop somewhere
 MAX_WIDTH = 400  # pixels

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,10 @@ from ..core import kl_categorical, kl_gaussian
 from ..errors import ConfigError
 from ..types import Evaluation
 from .environments import observation_size
+from .flat import FlatNets, flat_head
 
 if TYPE_CHECKING:
-    import gymnasium
+    from .vector import Envs
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class MLPActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.observation_size, self.action_size, self.hidden_sizes = observation_size, action_size, tuple(hidden_sizes)
+        self._nets: FlatNets | None = None
         self.policy_body = tanh_layers(observation_size, hidden_sizes, generator)
         self.policy_head = head(hidden_sizes[-1], action_size, generator)
         self.critic = tanh_layers(observation_size, hidden_sizes, generator)
@@ -156,6 +158,17 @@ class MLPActorCritic(nn.Module):
     def kl(self, dist_p: Tensor, dist_q: Tensor) -> Tensor:
         return self.policy_head.kl(dist_p, dist_q)
 
+    def nets(self) -> FlatNets | None:
+        """What computes and differentiates this module by hand, on its memory. None for another head, or another `forward`."""
+        if flat_head(self) is None:
+            return None
+        if self._nets is None:
+            self._nets = FlatNets([self])
+        return self._nets
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_nets": None}  # a copy gets memory of its own
+
     def named_policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if name.startswith("policy_"))
 
@@ -163,9 +176,7 @@ class MLPActorCritic(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if name.startswith("critic."))
 
 
-def make_actor_critic(
-    envs: gymnasium.vector.VectorEnv, hidden_sizes: Sequence[int], generator: torch.Generator
-) -> MLPActorCritic:
+def make_actor_critic(envs: Envs, hidden_sizes: Sequence[int], generator: torch.Generator) -> MLPActorCritic:
     """The actor-critic that fits the spaces of `envs`. Raises ConfigError for spaces that have no head here."""
     from gymnasium.spaces import Box, Discrete
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from surefoot.build_control import build_control
 from surefoot.config import Config
+from surefoot.control import FlatNets
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, read_jsonl, write_atomic
 from surefoot.stages import ppo_control
+from surefoot.stages.control_course import ControlStep, Course, advance
 
 Resume = Literal["auto", "never"]
 FIGURES = ("eval/mean_reward", "rollout/ep_rew_mean")
@@ -39,15 +43,50 @@ def run(cfg: Config, num_seeds: int, path: Path, resume: Resume, progress: Progr
 
 
 def train_seeds(configs: Sequence[Config], paths: Sequence[Path], resume: Resume, progress: Progress) -> None:
-    """Brings every run to its end, one after another. What trains them side by side takes this function's place."""
-    for cfg, path in zip(configs, paths, strict=True):
-        with RunFolder.open(path, verb="control", cfg=cfg, resume=resume) as folder:
+    """Brings every run to its end, side by side as one batched network: each is what it would be alone, up to rounding.
+
+    What stops one of them stops all; with the same command they go on, those that are behind first.
+    """
+    with ExitStack() as opened:
+        courses: list[tuple[RunFolder, Course]] = []
+        for cfg, path in zip(configs, paths, strict=True):
+            folder = opened.enter_context(RunFolder.open(path, verb="control", cfg=cfg, resume=resume))
             if folder.is_done:
                 progress.say(f"{path} is done.")
                 continue
             progress.say(f"control: run folder {path}")
-            ppo_control.run(cfg, folder, progress)
+            parts = build_control(cfg, progress.say)
+            folder.declare(ppo_control.inputs(parts))
+            courses.append((folder, Course(parts, cfg, folder)))
+        if courses:
+            progress.start("control", configs[0].control.num_updates, "updates")
+            for steps in side_by_side([course for _, course in courses]):
+                progress.update(steps[0].update, _mean_metrics(steps))
             progress.stop()
+        for folder, course in courses:
+            ppo_control.finish(course.parts, course.cfg, folder, progress)
+
+
+def side_by_side(courses: Sequence[Course]) -> Iterator[list[ControlStep]]:
+    """Yields the steps of those that made one, until all are over. Whoever is behind the others catches up first."""
+    group: list[Course] = []
+    nets: FlatNets | None = None
+    while going := [course for course in courses if not course.is_over]:
+        least = min(course.at.update for course in going)
+        behind = [course for course in going if course.at.update == least]
+        if behind != group:
+            group = behind
+            nets = FlatNets([course.parts.actor_critic for course in group]) if len(group) > 1 else None
+        yield advance(group, nets)
+
+
+def _mean_metrics(steps: Sequence[ControlStep]) -> dict[str, float]:
+    """Means over seeds of the figures that all of them have; and the steps a second of all together."""
+    lines = [step.metrics for step in steps]
+    shared = [key for key in lines[0] if all(key in line for line in lines)]
+    means = {key: sum(line[key] for line in lines) / len(lines) for key in shared}
+    rows = len(steps) * steps[0].timesteps / steps[0].update
+    return {**means, "time/fps": rows / max(sum(steps[0].seconds.values()), 1e-9)}
 
 
 def summarised(last: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
