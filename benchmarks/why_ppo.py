@@ -39,7 +39,7 @@ from why_ppo_parts.cartpole import CartPoleTask
 from why_ppo_parts.kl import kl_figures
 from why_ppo_parts.measure import Task
 from why_ppo_parts.pictures import draw_all
-from why_ppo_parts.summary import summarize
+from why_ppo_parts.summary import markdown, summarize
 from why_ppo_parts.tokens import TokenTask
 
 HERE = Path(__file__).resolve().parent
@@ -101,6 +101,8 @@ def main() -> int:
     estimators = kept_or_made(asked.out / "kl.json", None, sizes)
     summary = {"run": facts(sizes, seeds, [*kept, estimators]), **summarize(kept), "kl": estimators["figures"]}
     write(results / "why-ppo.json", summary)
+    for task in ("tokens", "cartpole"):
+        print(f"{task}\n{markdown(summary['settings'], task)}\n")
     for path in draw_all(kept, summary, images):
         print(path)
     return 0

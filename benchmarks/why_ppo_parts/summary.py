@@ -61,6 +61,38 @@ def setting(task: str, objective: str, epochs: int, seeds: list[list[Update]]) -
     return facts | {name: interval([figure(seed) for seed in seeds]) for name, figure in figures.items()}
 
 
+def markdown(settings: list[dict[str, Any]], task: str) -> str:
+    """The settings of a task as a table: means over seeds, and ± the half-width of the 95 % interval."""
+    clear = "fell_notably" if task == "tokens" else "fell_surely"
+    columns = {
+        "J at the end": ("return_final", ""),
+        "KL, median": ("kl_median", ""),
+        "KL, largest": ("kl_max", ""),
+        "variance of r, largest": ("ratio_var_max", ""),
+        "largest r": ("ratio_max", ""),
+        "clipped": ("clip_fraction", "%"),
+        "E[r] off by 2 s.e.": ("ratio_mean_off", "%"),
+        "J fell": ("fell", "%"),
+        "by > 1 %" if task == "tokens" else "by > 2 s.e.": (clear, "%"),
+        "largest fall": ("largest_fall", ""),
+    }
+    lines = ["| objective | epochs | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for row in (row for row in settings if row["task"] == task):
+        cells = [cell(row[name], unit) for name, unit in columns.values()]
+        lines.append(f"| {row['objective']} | {row['epochs']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(figure: dict[str, float], unit: str) -> str:
+    """Two digits; in percent where asked. KLs and ratios are skewed: where the interval reaches 0 it is left to the JSON."""
+    mean, half = figure["mean"], figure.get("half_width", 0.0)
+    half = half if unit or half < mean else 0.0
+    form, scale = ("{:.0f} %", 100.0) if unit else ("{:.2g}", 1.0)
+    form = "{:.0f}" if not unit and 100 <= abs(mean) < 1e5 else form
+    text = form.format(scale * mean)
+    return f"{text.removesuffix(' %')} ± {form.format(scale * half)}" if half > 0 else text
+
+
 def standard_errors_from_1(update: Update) -> float:
     """(mean of r - 1) / its standard error; 0 where no ratio differs from 1."""
     return (update["ratio_mean"] - 1) / update["ratio_mean_se"] if update["ratio_mean_se"] > 0 else 0.0
