@@ -31,7 +31,8 @@ class CartPoleTask:
         import gymnasium
 
         self.generator = torch.Generator().manual_seed(seed)
-        envs = make_envs(ControlConfig(env="CartPole-v1", num_envs=num_envs, num_steps=num_steps))
+        rows = num_envs * num_steps
+        envs = make_envs(ControlConfig(env="CartPole-v1", num_envs=num_envs, num_steps=num_steps, batch_size=rows))
         self.actor_critic = make_actor_critic(envs, (64, 64), self.generator)
         self.collector, self.num_steps, self.gamma, self.lam = Collector(envs, seed=seed), num_steps, gamma, lam
         self.fresh_seeds = itertools.count(1_000_000 * (seed + 1))
