@@ -56,6 +56,25 @@ def _rolled(
     return rollout(policy, prompts, completions, make_scores(scores), cfg, kl_coef=cfg.kl_coef, running=running)
 
 
+@pytest.mark.parametrize("kept", ["old", "reference"])
+def test_item_16_distributions_that_a_rollout_keeps_stand_in_the_order_of_its_rows(backbone: Backbone, kept: str) -> None:
+    """Rows of like length are evaluated together; what is kept of them is that of the row, not of the place it had there."""
+    policy = moved(make_policy(backbone))
+    settings = {"objective": "penalty"} if kept == "old" else {"kl_in": "loss", "kl_estimator": "exact"}
+    cfg = PPOConfig(**settings, micro_batch_size=2)
+    answers = [[11, 12, 13, 14], [21], [31, 32, 33], [41, 42]]
+    batch = _rolled(policy, answers, [0.0] * 4, cfg).batch
+    dist = batch.dist_old if kept == "old" else batch.dist_ref
+    assert dist is not None
+    for i in range(4):
+        row = torch.tensor([i])
+        seen = policy.evaluate(batch.states[row], batch.actions[row]).dist
+        expected = seen if kept == "old" else policy.reference(batch.states[row], batch.actions[row])[1]
+        assert torch.equal(dist[row].mask, batch.mask[row])
+        assert policy.kl(dist[row], expected).abs().max() < 1e-6
+        assert (policy.kl(dist[row], seen).max() > 1e-4) == (kept == "reference")
+
+
 def test_item_23_the_value_before_token_t_reads_what_stood_before_it_and_pairs_with_its_log_prob(backbone: Backbone) -> None:
     policy = moved(make_policy(backbone))
     prompts, answer = [[9, 8, 7, 6], [5]], [[11, 12, 13], [21, 22, 23]]
