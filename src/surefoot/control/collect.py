@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, TrainingError
 from ..types import PPOBatch
 from .columns import gae_by_column
-from .environments import TRAINING, episode_seed, flat, for_envs, observation_size
+from .environments import TRAINING, bring_to, episode_seed, flat, observation_size
 from .nets import ControlStates, MLPActorCritic
 from .normalize import Normalizer
 from .sampler import Sampler, sampler_of
@@ -67,6 +68,7 @@ class Collector:
         count = envs.num_envs
         self.envs, self.seed = envs, seed
         self.normalizer = normalizer or Normalizer(observation_size(envs.single_observation_space), count)
+        self._for_envs = bring_to(envs.single_action_space)
         self._episodes = np.zeros(count, dtype=np.int64)
         self._returns, self._lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
         self._actions: list[list[Tensor]] = [[] for _ in range(count)]  # since the episode began
@@ -88,7 +90,7 @@ class Collector:
 
     def step(self, actions: np.ndarray, t: int, ends: Ends) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes actions as sampled: rewards as PPO sees them, terminated, ended. What ends at step `t` is entered in `ends`."""
-        seen, rewards, terminated, truncated, _ = self.envs.step(for_envs(actions, self.envs.single_action_space))
+        seen, rewards, terminated, truncated, _ = self.envs.step(self._for_envs(actions))
         ended, raw = terminated | truncated, flat(seen)
         self._returns += rewards
         self._lengths += 1
@@ -141,7 +143,7 @@ class Collector:
 
     def _replayed(self, env: int, actions: Tensor) -> np.ndarray:
         """The observation after `actions`; not a number where the episode ended on the way."""
-        given = for_envs(actions.numpy(), self.envs.single_action_space)
+        given = self._for_envs(actions.numpy())
         for step, action in enumerate(given, start=1):
             seen, _, terminated, truncated, _ = self.envs.envs[env].step(action)
             if terminated or truncated:
@@ -174,8 +176,9 @@ class Collector:
 
     def _check(self, raw: np.ndarray, rewards: np.ndarray | None = None) -> None:
         """Raises TrainingError where a number is not finite: a policy that has seen one is lost."""
-        if np.isfinite(raw.sum(dtype=np.float64)) and (rewards is None or np.isfinite(rewards.sum())):
-            return
+        seen = raw.reshape(-1)
+        if math.isfinite(seen.dot(seen)) and (rewards is None or math.isfinite(rewards.dot(rewards))):
+            return  # the cheapest sums that no single bad number leaves finite
         what, given, bad = "an observation", raw, ~np.isfinite(raw).all(axis=1)
         if rewards is not None and not bad.any():
             what, given, bad = "a reward", rewards, ~np.isfinite(rewards)

@@ -80,14 +80,23 @@ def flat(observations: np.ndarray) -> np.ndarray:
 
 def for_envs(actions: np.ndarray, space: gymnasium.Space[Any]) -> np.ndarray:
     """What environments are given for actions as sampled [N, ...]: numbers from the space's start on, or clipped to the box."""
+    return bring_to(space)(actions)
+
+
+def bring_to(space: gymnasium.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """`for_envs` of one space."""
     from gymnasium.spaces import Box, Discrete
 
     if isinstance(space, Discrete):
-        numbered: np.ndarray = actions + space.start
-        return numbered
+        first = space.start
+        return lambda actions: actions + first
     assert isinstance(space, Box)
-    clipped = np.minimum(np.maximum(actions.reshape(-1, *space.shape), space.low), space.high)
-    return clipped.astype(space.dtype, copy=False)
+    shape, low, high, kind = space.shape, space.low, space.high, space.dtype
+
+    def clipped(actions: np.ndarray) -> np.ndarray:
+        return np.minimum(np.maximum(actions.reshape(-1, *shape), low), high).astype(kind, copy=False)
+
+    return clipped
 
 
 def _gymnasium() -> Any:
