@@ -25,6 +25,7 @@ VARIANTS = {
     "penalty": ("--ppo.objective", "penalty"),
     "policy_gradient": ("--ppo.objective", "policy_gradient"),
     "untethered": ("--ppo.kl_coef", "0"),
+    "no_entropy_bonus": ("--ppo.ent_coef", "0"),
 }
 COLUMNS = {
     "win rate": "judge_win_rate",
