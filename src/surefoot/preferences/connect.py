@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connect
     with clear_errors(path):
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
         try:
-            _check_or_create(connection, path)
+            _check_or_create(connection, path, busy_seconds)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
@@ -34,14 +35,27 @@ def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connect
     return connection
 
 
-def _check_or_create(connection: sqlite3.Connection, path: Path) -> None:
+def _check_or_create(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
     if not _is_store(connection, path):
-        connection.execute("PRAGMA journal_mode = WAL")  # kept in the file's header from here on
+        _journal_ahead(connection, busy_seconds)
         connection.execute("BEGIN IMMEDIATE")
         if not _is_store(connection, path):  # another process may have been first
             for statement in _statements(SCHEMA):
                 connection.execute(statement)
         connection.execute("COMMIT")
+
+
+def _journal_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    """Switches the file to WAL, which its header keeps. SQLite does not wait here for another process that does the same."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
