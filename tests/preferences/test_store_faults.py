@@ -105,6 +105,19 @@ def test_a_vote_of_another_thread_waits_for_a_batch_and_is_not_part_of_it(store,
     assert store.counts().votes == 1
 
 
+def test_making_a_store_waits_for_a_writer_that_is_at_the_new_file(tmp_path):
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # whoever switches to WAL now is told at once that the file is busy
+    release = threading.Timer(0.3, other.execute, ("COMMIT",))
+    release.start()
+    with PreferenceStore.open(path) as store:
+        store.add_prompt("Hi")
+        assert store.counts().prompts == 1
+    release.join()
+    other.close()
+
+
 def test_two_processes_that_make_the_same_store_both_succeed(tmp_path):
     code = "import sys; from surefoot.preferences import PreferenceStore; PreferenceStore.open(sys.argv[1]).add_prompt('Hi')"
     children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new.db")], env=CHILD) for _ in range(3)]
