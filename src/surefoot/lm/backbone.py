@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
 from surefoot.lm.adapters import active_adapter, plain_state_dict
 from surefoot.lm.logits import Head
 from surefoot.lm.tokens import Codec
+from surefoot.lm.trunk import cut_trunk
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -111,36 +112,6 @@ def save_weights(kind: type, config: Any, weights: dict[str, Tensor], folder: Pa
     if config.get_text_config().tie_word_embeddings:
         weights = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
     plain.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
-
-
-def check_layer(setting: str, layer: int, total: int) -> None:
-    """Raises ModelError where a head would read a layer that is not there."""
-    if not 1 <= layer <= total:
-        raise ModelError(f"{setting} = {layer} does not exist. The model has layers 1 to {total}.")
-
-
-def cut_trunk(decoder: Any, layer: int) -> Any:
-    """The decoder up to and including block `layer`, with its final norm; the blocks are shared, not copied."""
-    total = int(decoder.config.num_hidden_layers)
-    check_layer("reward.layer", layer, total)
-    names = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == total]
-    if len(names) != 1:
-        raise ModelError(f"{type(decoder).__name__} has no single list of {total} blocks to cut. Leave reward.layer unset.")
-    trunk = copy.copy(decoder)
-    trunk._modules = dict(decoder._modules)
-    trunk._modules[names[0]] = nn.ModuleList(list(decoder._modules[names[0]])[:layer])
-    trunk.config = cut_config(decoder.config, layer)
-    return trunk
-
-
-def cut_config(config: Any, layer: int) -> Any:
-    """A copy of a model's configuration with `layer` blocks; per-layer lists are cut along."""
-    short = copy.deepcopy(config)
-    total = short.num_hidden_layers
-    short.num_hidden_layers = layer
-    if isinstance(getattr(short, "layer_types", None), list) and len(short.layer_types) == total:
-        short.layer_types = short.layer_types[:layer]
-    return short
 
 
 def load_backbone(cfg: ModelConfig, device: torch.device | str = "cpu") -> Backbone:

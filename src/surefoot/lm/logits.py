@@ -7,6 +7,7 @@ the weights are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +66,7 @@ def _statistics(states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Ten
     logits = head.logits(states)
     logp = logits - torch.logsumexp(
         logits, dim=-1, keepdim=True
-    )  # as _FrozenHeadLogp: with and without gradient, equal to the bit
+    )  # as _FrozenHeadStatistics: with and without gradient, equal to the bit
     return logp.gather(1, tokens[:, None])[:, 0], -torch.linalg.vecdot(logp.exp(), logp)
 
 
@@ -73,29 +74,39 @@ def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tenso
     return kl_categorical(head_p.logits(states_p), head_q.logits(states_q))
 
 
-class _FrozenHeadLogp(torch.autograd.Function):
-    """Log-prob of one token a row under a head that nothing trains, and the entropy without its gradient.
+class _FrozenHeadStatistics(torch.autograd.Function):
+    """Log-prob of one token a row under a head that nothing trains, and the entropy; each with its gradient, or logp alone.
 
-    d logp / d state = (W[token] - sum_v p_v W[v]) / temperature is a vector as long as the state, so it is kept from the forward
-    pass, while the logits are there anyway: the backward pass multiplies, and recomputes nothing.
+    With p the distribution, H its entropy, W the head's weight and T the temperature,
+
+        d logp / d state = (W[token] - sum_v p_v W[v]) / T
+        d H / d state = -sum_v p_v (log p_v + H) W[v] / T
+
+    are vectors as long as the state, so they are kept from the forward pass, while the logits are there anyway: the backward
+    pass multiplies, and recomputes nothing.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, states: Tensor, tokens: Tensor, head: Head, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         logp_all = head.logits(states)
         logp_all -= torch.logsumexp(logp_all, dim=-1, keepdim=True)
         logp = logp_all.gather(1, tokens[:, None])[:, 0]
         p = logp_all.exp()
         entropy = -torch.linalg.vecdot(p, logp_all)
-        ctx.save_for_backward((head.weight[tokens].float() - (p.to(head.weight.dtype) @ head.weight).float()) / head.temperature)
+        kept = [head.weight[tokens].float() - (p.to(head.weight.dtype) @ head.weight).float()]
+        if entropy_gradient:
+            spread = logp_all.add_(entropy[:, None]).mul_(p)
+            kept.append(-(spread.to(head.weight.dtype) @ head.weight).float())
+        else:
+            ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(*(jacobian / head.temperature for jacobian in kept))
         ctx.dtype = states.dtype
-        ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (jacobian,) = ctx.saved_tensors
-        return (upstream[0][:, None] * jacobian).to(ctx.dtype), None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        slopes = [slope[:, None] * jacobian for slope, jacobian in zip(upstream, ctx.saved_tensors, strict=False)]
+        return torch.stack(slopes).sum(0).to(ctx.dtype), None, None, None
 
 
 def token_statistics(
@@ -103,20 +114,26 @@ def token_statistics(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """(log-prob of `tokens`, entropy) under the states' distributions, in nats.
 
-    A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again, unless the head is
-    frozen and the entropy's gradient is not wanted.
+    A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again where the head is
+    trained; a frozen head's gradients are kept as vectors.
     """
     if not len(tokens):
         empty = states.sum(-1).float()  # keeps the graph
         return empty, empty
+    one: Callable[[Tensor, Tensor, Head], tuple[Tensor, Tensor]]
     if not torch.is_grad_enabled() or not (states.requires_grad or head.weight.requires_grad):
         one = _statistics
-    elif entropy_gradient or head.weight.requires_grad:
+    elif head.weight.requires_grad:
         one = partial(checkpoint, _statistics, use_reentrant=False, preserve_rng_state=False)
     else:
-        one = _FrozenHeadLogp.apply
+        one = partial(_frozen_head_statistics, entropy_gradient=entropy_gradient)
     parts = [one(s, t, head) for s, t in zip(states.split(head.chunk), tokens.split(head.chunk), strict=True)]
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def _frozen_head_statistics(states: Tensor, tokens: Tensor, head: Head, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    both: tuple[Tensor, Tensor] = _FrozenHeadStatistics.apply(states, tokens, head, entropy_gradient)
+    return both
 
 
 def exact_kl(p: TokenDist, q: TokenDist) -> Float[Tensor, "B T"]:

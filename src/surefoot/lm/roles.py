@@ -8,6 +8,7 @@ a copy of it, and a critic with `critic = "model"` another.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from surefoot.config import ModelConfig
 from surefoot.lm.adapters import adapter_parameters, add_adapter
-from surefoot.lm.backbone import Backbone, check_layer, cut_trunk
+from surefoot.lm.backbone import Backbone
 from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
 from surefoot.lm.tokens import Context, joined_rows, last_states, pad_right, states_before
+from surefoot.lm.trunk import check_layer, cut_trunk, split_trunk
 from surefoot.types import Evaluation
 
 CriticKind = Literal["detached", "shared", "adapter", "model"]
@@ -58,6 +60,8 @@ class LanguageActorCritic(nn.Module):
             add_adapter(self.model, "policy", cfg, seed=seed)
         else:
             self.model.requires_grad_(True)
+        shared = backbone.num_layers - cfg.lora_layers if tuning == "lora" and cfg.lora_layers is not None else 0
+        self._split = split_trunk(self.model.get_decoder(), shared)
         if critic == "adapter":
             add_adapter(self.model, "critic", cfg, seed=seed + 1)
         if self._critic_backbone is not None:
@@ -93,8 +97,8 @@ class LanguageActorCritic(nn.Module):
     def forward(self, states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
         steps = states.mask.shape[1]
-        policy = states_before(self.backbone.hidden(rows, self.policy_adapter), lengths, steps)
-        values = self._values(rows, lengths, steps, policy)
+        policy = states_before(self._hidden(rows, self.policy_adapter, states.begun), lengths, steps)
+        values = self._values(rows, lengths, steps, policy, states.begun)
         dist = TokenDist(policy[:, :-1], states.mask, self.backbone.head(self.temperature))
         logp, entropy = self._at_mask(dist, actions)
         return Evaluation(logp=logp, values=values[:, :-1], next_values=values[:, 1:], entropy=entropy, dist=dist)
@@ -104,15 +108,38 @@ class LanguageActorCritic(nn.Module):
         """Log-probs and distributions of the SFT model: the bare backbone, or its frozen copy."""
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
         reference = self._reference_backbone
-        hidden = states_before(reference.hidden(rows, None), lengths, states.mask.shape[1])
+        whole = reference.hidden(rows, None) if states.begun is None else self._hidden(rows, None, states.begun)
+        hidden = states_before(whole, lengths, states.mask.shape[1])
         dist = TokenDist(hidden[:, :-1], states.mask, reference.head(self.temperature))
         return self._at_mask(dist, actions)[0], dist
+
+    @torch.no_grad()
+    def begin(self, states: Context, actions: Int[Tensor, "B T"]) -> Context:
+        """`states` with `begun`: what the blocks below every adapter make of prompts and responses.
+
+        Nothing that is trained changes them, so policy, reference, critic and every epoch of an update can go on from there.
+        Where no block is common to all (full fine-tuning, adapters on every block), `states` as they are.
+        """
+        if self._split is None:
+            return states
+        rows, _ = joined_rows(states, actions, self.backbone.codec.pad_id)
+        with self.backbone.using(None):
+            return replace(states, begun=self._split.begin(rows))
 
     def kl(self, dist_p: TokenDist, dist_q: TokenDist) -> Float[Tensor, "B T"]:
         """Exact KL(p || q) over the vocabulary, nats; 0 outside the mask."""
         return exact_kl(dist_p, dist_q)
 
-    def _values(self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor) -> Float[Tensor, "B T_plus_1"]:
+    def _hidden(self, rows: Tensor, adapter: str | None, begun: Tensor | None) -> Float[Tensor, "B L D"]:
+        """States of `rows` under `adapter`: from the tokens on, or from the shared blocks' states on."""
+        if begun is None or self._split is None:
+            return self.backbone.hidden(rows, adapter)
+        with self.backbone.using(adapter):
+            return self._split.finish(begun[:, : rows.shape[1]])
+
+    def _values(
+        self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor, begun: Tensor | None
+    ) -> Float[Tensor, "B T_plus_1"]:
         match self.critic:
             case "detached":
                 with torch.no_grad():
@@ -120,7 +147,9 @@ class LanguageActorCritic(nn.Module):
             case "shared":
                 states = self._critic_states(rows, lengths, steps, policy)
             case "adapter":
-                states = states_before(self.backbone.hidden(rows, "critic", self._critic_layer), lengths, steps)
+                layer = self._critic_layer
+                whole = self._hidden(rows, "critic", begun) if layer is None else self.backbone.hidden(rows, "critic", layer)
+                states = states_before(whole, lengths, steps)
             case "model":
                 assert self._critic_backbone is not None  # set in __init__ for this kind
                 states = states_before(self._critic_backbone.hidden(rows, None, self._critic_layer), lengths, steps)

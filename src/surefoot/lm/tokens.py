@@ -38,14 +38,19 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a response was written in: left-padded prompts, and the mask of the response's tokens. Indexable by row."""
+    """What a response was written in: left-padded prompts, and the mask of the response's tokens. Indexable by row.
+
+    `begun` are the joined rows' states after the blocks that no role changes, where they are kept (else None).
+    """
 
     prompt_ids: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
     mask: Bool[Tensor, "B T"]
+    begun: Float[Tensor, "B L D"] | None = None
 
     def __getitem__(self, rows: Tensor) -> Context:
-        return Context(self.prompt_ids[rows], self.prompt_mask[rows], self.mask[rows])
+        begun = None if self.begun is None else self.begun[rows]
+        return Context(self.prompt_ids[rows], self.prompt_mask[rows], self.mask[rows], begun)
 
     def __len__(self) -> int:
         return self.mask.shape[0]

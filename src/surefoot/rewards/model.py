@@ -19,9 +19,10 @@ from torch import Tensor
 
 from surefoot.errors import ModelError
 from surefoot.lm.adapters import plain_state_dict
-from surefoot.lm.backbone import Backbone, cut_config, save_weights
+from surefoot.lm.backbone import Backbone, save_weights
 from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tokens import Codec, pad_right, reward_row
+from surefoot.lm.trunk import cut_config
 from surefoot.types import Completions, Prompts, Scores
 
 SIDECAR = "reward.json"

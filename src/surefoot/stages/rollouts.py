@@ -6,7 +6,7 @@ The order of the reward is fixed: penalties, scale, clip, tether, whiten, GAE.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,8 @@ from surefoot.lm.logits import TokenDist
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tokens import Context
 from surefoot.types import Completions, PPOBatch, Prompts, Scores
+
+KEPT_BYTES = 1 << 30  # of a rollout's states below every adapter; more than these are computed again in every epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def rollout(
     mask = (completions.mask & valid[:, None]).to(device)
     context = Context(prompts.ids.to(device), prompts.mask.to(device), mask)
     ids, finished = completions.ids.to(device), completions.finished.to(device)
-    seen = _evaluate(policy, context, ids, cfg)
+    seen, begun = _evaluate(policy, context, ids, cfg)
     paid = penalised(scores.value.to(device), mask, finished, cfg) / (running.deviation if cfg.reward_scale == "running" else 1.0)
     if cfg.reward_clip is not None:
         paid = paid.clamp(-cfg.reward_clip, cfg.reward_clip)
@@ -98,7 +100,7 @@ def rollout(
     advantages = gae(rewards, seen.values, seen.next_values, terminated, last, gamma=cfg.gamma, lam=cfg.lam)
     advantages = torch.where(mask, advantages, 0.0)
     batch = PPOBatch(
-        states=context,
+        states=replace(context, begun=begun),
         actions=ids,
         logp_old=seen.logp,
         values_old=seen.values,
@@ -128,26 +130,34 @@ def last_steps(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 @torch.no_grad()
-def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: PPOConfig) -> _Seen:
+def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: PPOConfig) -> tuple[_Seen, Tensor | None]:
+    """What policy and reference say, and the states below every adapter, for the update to go on from."""
     needs_old = cfg.objective == "penalty" and cfg.beta_estimator == "exact"
     needs_ref = cfg.kl_in == "loss" and cfg.kl_estimator == "exact"
     parts: list[tuple[Tensor, ...]] = []
     old: list[TokenDist] = []
     ref: list[TokenDist] = []
-    by_length = (context.prompt_mask.sum(1) + context.mask.sum(1)).argsort(stable=True)  # little padding
+    begun: list[Tensor] = []
+    lengths = context.prompt_mask.sum(1) + context.mask.sum(1)
+    width = int(lengths.max())
+    by_length = lengths.argsort(stable=True)  # little padding
     for rows in by_length.split(cfg.micro_batch_size):
-        now = policy.evaluate(context[rows], ids[rows])
+        at = policy.begin(context[rows], ids[rows])
+        now = policy.evaluate(at, ids[rows])
         assert isinstance(now.dist, TokenDist)  # the policy's own
-        logp_ref, dist_ref = policy.reference(context[rows], ids[rows])
+        logp_ref, dist_ref = policy.reference(at, ids[rows])
         kl = policy.kl(now.dist, dist_ref) if cfg.kl_estimator == "exact" else kl_estimate(now.logp, logp_ref, cfg.kl_estimator)
         kl = torch.where(context.mask[rows], kl, 0.0)
         # states are kept only where the update reads them
         parts.append((now.logp, now.values, now.next_values, now.entropy, logp_ref, kl))
         old += [now.dist] if needs_old else []
         ref += [dist_ref] if needs_ref else []
+        if at.begun is not None and len(lengths) * width * at.begun.shape[2] * at.begun.element_size() <= KEPT_BYTES:
+            begun.append(torch.nn.functional.pad(at.begun, (0, 0, 0, width - at.begun.shape[1])))
     back = by_length.argsort()
     logp, values, next_values, entropy, logp_refs, kls = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-    return _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old, back), _joined(ref, back))
+    seen = _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old, back), _joined(ref, back))
+    return seen, torch.cat(begun)[back] if begun else None
 
 
 def _joined(dists: list[TokenDist], rows: Tensor) -> TokenDist | None:

@@ -1,0 +1,87 @@
+"""The decoder in parts: cut above a layer for heads that read it, or split below the first block that any role changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from surefoot.errors import ModelError
+
+
+def check_layer(setting: str, layer: int, total: int) -> None:
+    """Raises ModelError where a head would read a layer that is not there."""
+    if not 1 <= layer <= total:
+        raise ModelError(f"{setting} = {layer} does not exist. The model has layers 1 to {total}.")
+
+
+def cut_trunk(decoder: Any, layer: int, *, first: int = 0) -> Any:
+    """The decoder from block `first` (counted from 0) up to `layer` blocks, with its final norm.
+
+    The blocks are shared, not copied.
+    """
+    total = int(decoder.config.num_hidden_layers)
+    check_layer("reward.layer", layer, total)
+    name = _list_of_blocks(decoder, total)
+    if name is None:
+        raise ModelError(f"{type(decoder).__name__} has no single list of {total} blocks to cut. Leave reward.layer unset.")
+    trunk = copy.copy(decoder)
+    trunk._modules = dict(decoder._modules)
+    trunk._modules[name] = nn.ModuleList(list(decoder._modules[name])[first:layer])
+    trunk.config = cut_config(decoder.config, layer, first=first)
+    return trunk
+
+
+def cut_config(config: Any, layer: int, *, first: int = 0) -> Any:
+    """A copy of a model's configuration with the blocks `first` to `layer`; per-layer lists are cut along."""
+    short = copy.deepcopy(config)
+    total = short.num_hidden_layers
+    short.num_hidden_layers = layer - first
+    if isinstance(getattr(short, "layer_types", None), list) and len(short.layer_types) == total:
+        short.layer_types = short.layer_types[first:layer]
+    return short
+
+
+def _list_of_blocks(decoder: Any, total: int) -> str | None:
+    names = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == total]
+    return names[0] if len(names) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTrunk:
+    """A decoder as two: the blocks that all roles share, without the final norm, and the blocks above."""
+
+    lower: Any
+    upper: Any
+
+    def begin(self, rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """States of right-padded rows after the shared blocks."""
+        states: Tensor = self.lower(input_ids=rows, use_cache=False).last_hidden_state
+        return states
+
+    def finish(self, begun: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Final-normed states after the last block."""
+        states: Tensor = self.upper(inputs_embeds=begun, use_cache=False).last_hidden_state
+        return states
+
+
+@torch.no_grad()
+def split_trunk(decoder: Any, at: int) -> SplitTrunk | None:
+    """The decoder split above its first `at` blocks; None where the two halves are not the whole.
+
+    A decoder may add to its input embeddings (GPT-2's positions), scale them (Gemma), or call its final norm otherwise: whether
+    the halves give the whole's states is asked of the model itself.
+    """
+    total = int(decoder.config.num_hidden_layers)
+    if not 0 < at < total or _list_of_blocks(decoder, total) is None or not isinstance(getattr(decoder, "norm", None), nn.Module):
+        return None
+    lower = cut_trunk(decoder, at)
+    lower._modules["norm"] = nn.Identity()
+    split = SplitTrunk(lower, cut_trunk(decoder, total, first=at))
+    rows = torch.arange(8, device=next(decoder.parameters()).device).reshape(2, 4) % decoder.config.vocab_size
+    whole = decoder(input_ids=rows, use_cache=False).last_hidden_state
+    return split if torch.equal(split.finish(split.begin(rows)), whole) else None
