@@ -52,7 +52,7 @@ def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
 
 
 def _linear_names(model: Any, num_blocks: int) -> list[str]:
-    """Full names of the linear layers in the last `num_blocks` blocks of the decoder."""
+    """Full names of the linear layers in the last `num_blocks` blocks of the decoder, those that carry an adapter included."""
     total = int(model.config.get_text_config().num_hidden_layers)
     if num_blocks > total:
         raise ModelError(f"model.lora_layers = {num_blocks}, but the model has {total} blocks. Use at most {total}.")
@@ -62,7 +62,8 @@ def _linear_names(model: Any, num_blocks: int) -> list[str]:
     wanted = {
         id(m) for block in list(lists[0])[total - num_blocks :] for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))
     }
-    return [name for name, module in model.named_modules() if id(module) in wanted]
+    names = [name for name, module in model.named_modules() if id(module) in wanted and ".lora_" not in name]
+    return [name.removesuffix(".base_layer") for name in names]
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[tuple[str, nn.Parameter]]:

@@ -1,0 +1,117 @@
+"""What the shared blocks computed once must give what the whole decoder gives from the tokens on."""
+
+import copy
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2Model
+
+from surefoot.config import ModelConfig
+from surefoot.lm.backbone import Backbone
+from surefoot.lm.roles import LanguageActorCritic
+from surefoot.lm.tokens import Context
+from surefoot.lm.trunk import split_trunk
+from surefoot.stages import rollouts
+from surefoot.stages.rollouts import RunningDeviation
+from surefoot.types import Completions, Prompts
+from tiny_language import (
+    context_of,
+    make_backbone,
+    make_completions,
+    make_policy,
+    make_prompts,
+    make_scores,
+    moved,
+    plain_ppo,
+    random_rows,
+)
+
+UPPER = ModelConfig(name="tiny", lora_rank=4, lora_layers=1)
+
+
+def written(backbone: Backbone, count: int = 8) -> tuple[Prompts, Completions]:
+    pad = backbone.codec.pad_id
+    prompts = make_prompts(random_rows(backbone, count, 2, 6), pad, extra=2)
+    return prompts, make_completions(random_rows(backbone, count, 1, 9, seed=1), pad, extra=1)
+
+
+def gradients(policy: LanguageActorCritic, states: Context, ids: Tensor) -> list[Tensor]:
+    """All that an update reads, and what it does to the weights."""
+    policy.zero_grad()
+    seen = policy.evaluate(states, ids)
+    (seen.logp * torch.linspace(-1, 1, ids.shape[1]) + seen.entropy + seen.values**2).masked_select(states.mask).sum().backward()
+    named = [*policy.named_policy_parameters(), *policy.named_critic_parameters()]
+    out = [seen.logp, seen.entropy, seen.values, policy.reference(states, ids)[0]]
+    return [x.detach() for x in out] + [p.grad.clone() for _, p in named if p.grad is not None]
+
+
+@pytest.mark.parametrize("critic, critic_layer", [("detached", None), ("shared", None), ("adapter", None), ("adapter", 1)])
+def test_roles_that_go_on_from_the_shared_blocks_equal_those_that_begin_at_the_tokens(
+    model: Any, tokenizer: Any, critic: Literal["detached", "shared", "adapter"], critic_layer: int | None
+) -> None:
+    backbone = make_backbone(model, tokenizer)
+    policy = moved(make_policy(backbone, cfg=UPPER, critic=critic, critic_layer=critic_layer, entropy_gradient=True))
+    prompts, completions = written(backbone)
+    plain = context_of(prompts, completions)
+    begun = policy.begin(plain, completions.ids)
+    assert begun.begun is not None
+    rows = torch.tensor([5, 0, 3])  # in another order, and narrower than the batch was
+    for found, expected in zip(
+        gradients(policy, begun[rows], completions.ids[rows]), gradients(policy, plain[rows], completions.ids[rows]), strict=True
+    ):
+        assert torch.allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["clip", "penalty"])
+def test_a_rollout_hands_the_shared_states_to_the_update_in_the_order_of_its_rows(
+    model: Any, tokenizer: Any, objective: str
+) -> None:
+    backbone = make_backbone(model, tokenizer)
+    policy = moved(make_policy(backbone, cfg=UPPER))
+    prompts, completions = written(backbone)
+    cfg = plain_ppo(objective=objective, micro_batch_size=3)
+    scores = make_scores([float(i) for i in range(8)])
+    batch = rollouts.rollout(policy, prompts, completions, scores, cfg, kl_coef=0.1, running=RunningDeviation()).batch
+    assert batch.states.begun is not None
+    with torch.no_grad():
+        logp = policy.evaluate(batch.states, batch.actions).logp
+    assert torch.allclose(logp, batch.logp_old, atol=1e-5)
+
+
+def test_states_that_are_too_many_to_keep_are_computed_again(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone(model, tokenizer)
+    policy = moved(make_policy(backbone, cfg=UPPER))
+    prompts, completions = written(backbone)
+    cfg, scores = plain_ppo(micro_batch_size=3), make_scores([1.0] * 8)
+    kept = rollouts.rollout(policy, prompts, completions, scores, cfg, kl_coef=0.1, running=RunningDeviation()).batch
+    monkeypatch.setattr(rollouts, "KEPT_BYTES", 100)
+    batch = rollouts.rollout(policy, prompts, completions, scores, cfg, kl_coef=0.1, running=RunningDeviation()).batch
+    assert batch.states.begun is None
+    assert torch.equal(batch.logp_old, kept.logp_old)
+
+
+@pytest.mark.parametrize("cfg", [ModelConfig(name="tiny", lora_rank=4), ModelConfig(name="tiny", tuning="full")])
+def test_nothing_is_shared_where_every_block_learns(model: Any, tokenizer: Any, cfg: ModelConfig) -> None:
+    backbone = make_backbone(model, tokenizer, cfg)
+    prompts, completions = written(backbone)
+    plain = context_of(prompts, completions)
+    assert make_policy(backbone, cfg=cfg).begin(plain, completions.ids) is plain
+
+
+def test_a_decoder_whose_halves_are_not_the_whole_is_not_split(model: Any) -> None:
+    decoder = copy.deepcopy(model).get_decoder()
+    assert split_trunk(decoder, 1) is not None
+    assert split_trunk(decoder, 0) is None
+    assert split_trunk(decoder, decoder.config.num_hidden_layers) is None
+    decoder.embed_tokens.register_forward_hook(lambda module, inputs, states: states * 2)
+    forward = decoder.forward
+    decoder.forward = lambda input_ids=None, inputs_embeds=None, **rest: forward(  # scales what it is given, as Gemma does
+        inputs_embeds=decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds * 2, **rest
+    )
+    assert split_trunk(decoder, 1) is None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        positions_added = GPT2Model(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=32)).eval()
+    assert split_trunk(positions_added, 1) is None
