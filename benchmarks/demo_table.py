@@ -1,7 +1,8 @@
 """The demo over seeds and objectives, as a table: `python benchmarks/demo_table.py --seeds 0 1 2 --out runs/table`.
 
-For each seed the first objective runs the whole demo; the others take its SFT and reward model and differ in PPO alone. The
-verdict of every run is kept in benchmarks/results/; a finished run is not repeated, an interrupted one goes on.
+For each seed the first objective runs the whole demo; the others take its SFT and reward model and differ in PPO alone. With
+`--models DIR` the first one too takes them, from the finished demo DIR/clip-SEED: they depend on the seed, not on PPO. The verdict
+of every run is kept in benchmarks/results/; a finished run is not repeated, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -45,11 +46,14 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:3])
     parser.add_argument("--preset", choices=("default", "tiny"), default="default")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
+    parser.add_argument("--models", type=Path, help="folder of finished demos whose SFT and reward models are taken")
     asked = parser.parse_args()
     set_threads(None)
     for seed in asked.seeds:
         for name in asked.variants:
-            verdict = one_run(asked.out, seed, name, asked.variants[0], asked.preset)
+            first = asked.variants[0]
+            models = asked.models / f"clip-{seed}" if asked.models else None if name == first else asked.out / f"{first}-{seed}"
+            verdict = one_run(asked.out, seed, name, asked.preset, models=models, baseline=name == first)
             manifest = load_manifest(asked.out / f"{name}-{seed}")  # of the run itself: this may be a later look at it
             facts = {
                 "command": f"python benchmarks/demo_table.py --seeds {seed} --variants {name} --preset {asked.preset}",
@@ -61,13 +65,14 @@ def main() -> int:
     return 0
 
 
-def one_run(out: Path, seed: int, name: str, first: str, preset: str) -> dict[str, object]:
-    words = ["--seed", str(seed), *VARIANTS[name]] + (["--evaluate.best_of", "0"] if name != first else [])  # knows no objective
+def one_run(out: Path, seed: int, name: str, preset: str, *, models: Path | None, baseline: bool) -> dict[str, object]:
+    """`baseline`: with best-of-n, which knows no objective and is needed once."""
+    words = ["--seed", str(seed), *VARIANTS[name], *(() if baseline else ("--evaluate.best_of", "0"))]
     cfg = load_config(None, words, verb="demo", preset=preset)
     path = out / f"{name}-{seed}"
     with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
         if not folder.is_done:
-            demo.run(cfg, folder, make_progress(), models=None if name == first else (out / f"{first}-{seed}").resolve())
+            demo.run(cfg, folder, make_progress(), models=models.resolve() if models else None)
     verdict: dict[str, object] = json.loads((path / "verdict.json").read_text(encoding="utf-8"))
     return verdict
 
