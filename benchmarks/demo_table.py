@@ -1,8 +1,8 @@
 """The demo over seeds and objectives, as a table: `python benchmarks/demo_table.py --seeds 0 1 2 --out runs/table`.
 
 For each seed the first objective runs the whole demo; the others take its SFT and reward model and differ in PPO alone. With
-`--models DIR` the first one too takes them, from the finished demo DIR/clip-SEED: they depend on the seed, not on PPO. The verdict
-of every run is kept in benchmarks/results/; a finished run is not repeated, an interrupted one goes on.
+`--models DIR` the first one too takes them, from the finished demo DIR/clip-SEED: they depend on the seed, not on PPO. The
+verdict of every run is kept in benchmarks/results/; a finished run is not repeated, an interrupted one goes on.
 """
 
 from __future__ import annotations
