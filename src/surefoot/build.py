@@ -15,16 +15,20 @@ from surefoot.errors import ConfigError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, PromptRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.model import load_reward_model
+from surefoot.rewards.novelty import FILE as NOVELTY
+from surefoot.rewards.novelty import TrainedOn
 from surefoot.rollout.local import LocalEngine
+from surefoot.stages.answers import Author
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts
 from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
+from surefoot.stages.selection import Judgement
 from surefoot.stages.sft import SFTParts, prepare
 from surefoot.stages.votes import read_votes
 from surefoot.types import RewardSource, RolloutEngine
@@ -194,20 +198,63 @@ def build_evaluate(
     return EvaluateParts(policy, reference, engines, chosen, judges if judges is not None else judges_of(cfg), source)
 
 
-def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None) -> PairsParts:
+def build_pairs(
+    cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None, reward: Any = None, tag: str = ""
+) -> PairsParts:
     names = cfg.pairs.models or (cfg.model.name,)
     backbones = [load_backbone(cfg.model.model_copy(update={"name": name})) for name in names]
-    for other in backbones[1:]:
-        _same_tokens(backbones[0], other, "pairs.models")
-    chosen = prompts_of(cfg, backbones[0], prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
+    writers = authors(cfg, list(zip(names, backbones, strict=True)), prompts or cfg.data.prompts, "data.prompts", say)
     votes: tuple[str, Annotator] | None
     if annotator is not None:
         votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
     else:
         name = cfg.pairs.annotator
         votes = None if name is None else (name, load_function(name))
-    engines = [(name, engine_of(cfg, backbone, None)) for name, backbone in zip(names, backbones, strict=True)]
-    return PairsParts(engines, chosen, backbones[0].codec.pad_id, votes)
+    return PairsParts(writers, _judgement(cfg, backbones, reward), votes, tag)
+
+
+def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
+    """What ranks pairs: only what pairs.select and pairs.best_of need is loaded."""
+    source, seen, against = None, None, None
+    if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
+        raise ConfigError(
+            f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
+            "Set pairs.best_of, or pairs.select = uncertainty or distance."
+        )
+    if cfg.pairs.needs_reward:
+        source = reward_source(cfg, backbones[0], reward)
+    if cfg.pairs.select == "distance":
+        seen = TrainedOn.load(Path(cfg.reward_source.source or ""))
+        if seen is None:
+            raise ConfigError(
+                f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
+                f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
+            )
+    if cfg.pairs.against is not None:
+        against = load_backbone(cfg.model.model_copy(update={"name": cfg.pairs.against}))
+        for backbone in backbones:
+            _same_tokens(backbone, against, "pairs.against")
+    return Judgement(source, seen, against, cfg.rollout.temperature)
+
+
+def authors(cfg: Config, named: Sequence[tuple[str, Backbone]], rows: Rows | None, setting: str, say: Say) -> tuple[Author, ...]:
+    """Models that answer the same prompts, each in its own tokens. A prompt that is too long for one is dropped for all."""
+    data = dataset(rows, "prompts", setting, say)
+
+    def sets(kept: Sequence[PromptRow]) -> list[PromptSet]:
+        length, rule = cfg.rollout.response_length, cfg.data.long_prompts
+        return [prompt_set(kept, backbone.codec, length, rule) for _, backbone in named]
+
+    every = sets(data.rows)
+    common = set.intersection(*({id(row) for row in one.rows} for one in every))
+    if any(len(one) > len(common) for one in every):
+        every = sets([row for row in data.rows if id(row) in common])
+    dropped, cut = len(data.rows) - len(every[0]), max(one.num_long for one in every)
+    if dropped or cut:
+        say(f"prompts: {len(every[0])} kept" + (_long(dropped, "dropped") or _long(cut, "cut on the left")))
+    return tuple(
+        Author(name, backbone, engine_of(cfg, backbone, None), one) for (name, backbone), one in zip(named, every, strict=True)
+    )
 
 
 def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str, say: Say) -> PromptSet:

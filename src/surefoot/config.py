@@ -100,10 +100,43 @@ class SFTConfig(OptimizerConfig):
 class PairsConfig(Section):
     num_answers: Annotated[int, Field(ge=2)] = Field(2, description="answers a prompt")
     models: tuple[str, ...] = Field((), description="models that answer in turn; default: model.name alone")
+    best_of: ZeroOrMoreInt = Field(
+        0, description="answers a prompt, of which the reward's best meets one drawn from the others; 0: off"
+    )
+    max_prompts: PositiveInt | None = None
+    max_pairs: PositiveInt | None = Field(None, description="pairs that are queued, chosen by select; default: all")
+    select: Literal["random", "uncertainty", "distance", "kl"] = Field(
+        "random",
+        description="uncertainty: the reward's margin is nearest to 0; distance: furthest from what the reward model was trained "
+        "on; kl: prompts on which the model moved most from pairs.against",
+    )
+    against: str | None = Field(None, description="the model from which select = kl measures, for example runs/sft/final")
     annotator: str | None = Field(None, description="module:function that prefers one of two; default: votes come later")
     store: str | None = Field(None, description="SQLite file; default: preferences.db in the run folder")
-    max_prompts: PositiveInt | None = None
     save_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_pairs is None:
+            self.refuse_without_effect(("select",), "all pairs are queued. Set max_pairs")
+        if self.select == "kl" and self.against is None:
+            raise ValueError('select = "kl" needs a model to measure from. Set against, for example runs/sft/final.')
+        if self.select != "kl":
+            self.refuse_without_effect(("against",), f'select = "{self.select}" compares with no other model')
+        if self.best_of:
+            if self.best_of == 1:
+                raise ValueError("best_of = 1 leaves no other answer. Use 2 or more, or 0 for off.")
+            if len(self.models) > 1:
+                raise ValueError(
+                    f"best_of = {self.best_of} is of one model's answers, and models names {len(self.models)}. Use one."
+                )
+            self.refuse_without_effect(("num_answers",), f"best_of = {self.best_of} says how many answers a prompt gets")
+        return self
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether answers are scored: by the reward source, which must then be there."""
+        return self.best_of > 0 or self.select in ("uncertainty", "distance")
 
 
 class RewardConfig(OptimizerConfig):

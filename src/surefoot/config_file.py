@@ -27,7 +27,7 @@ COMMAND_LINE = "command line"
 # Which sections a verb reads; `seed` and `threads` are read by all. A setting of another section has no effect and is refused.
 VERB_SECTIONS = {
     "sft": ("model", "data", "sft"),
-    "pairs": ("model", "data", "pairs", "rollout"),
+    "pairs": ("model", "data", "pairs", "rollout", "reward_source"),
     "reward": ("model", "data", "reward"),
     "ppo": ("model", "data", "rollout", "ppo", "reward_source"),
     "evaluate": ("model", "data", "rollout", "evaluate", "reward_source"),
