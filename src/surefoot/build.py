@@ -23,10 +23,11 @@ from surefoot.rewards.novelty import FILE as NOVELTY
 from surefoot.rewards.novelty import TrainedOn
 from surefoot.rollout.local import LocalEngine
 from surefoot.stages.answers import Author
+from surefoot.stages.compare import CompareParts
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
-from surefoot.stages.ppo_lm import PPOParts
+from surefoot.stages.ppo_lm import PPOParts, start_from
 from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
 from surefoot.stages.selection import Judgement
 from surefoot.stages.sft import SFTParts, prepare
@@ -160,6 +161,9 @@ def build_ppo(
         entropy_gradient=ppo.ent_coef > 0,
         seed=cfg.seed,
     )
+    if ppo.start is not None:
+        start_from(policy, Path(ppo.start))
+        say(f"policy and critic go on from {ppo.start}")
     if cfg.rollout.top_p < 1 or cfg.rollout.top_k:
         say(
             "warning: rollout.top_p or top_k cut the distribution that is sampled, not the one that is trained: "
@@ -206,11 +210,28 @@ def build_pairs(
     writers = authors(cfg, list(zip(names, backbones, strict=True)), prompts or cfg.data.prompts, "data.prompts", say)
     votes: tuple[str, Annotator] | None
     if annotator is not None:
-        votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
+        votes = (getattr(annotator, "__name__", type(annotator).__name__), annotator)
     else:
         name = cfg.pairs.annotator
         votes = None if name is None else (name, load_function(name))
     return PairsParts(writers, _judgement(cfg, backbones, reward), votes, tag)
+
+
+def build_compare(
+    cfg: Config,
+    say: Say,
+    *,
+    prompts: Rows | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    asks_people: bool = False,
+) -> CompareParts:
+    names = (cfg.model.name, cfg.evaluate.against or cfg.model.name)
+    judged_by = judges if judges is not None else judges_of(cfg)
+    if not judged_by and not asks_people:
+        raise ConfigError("evaluate.judges is empty, so nobody compares the answers. Name judges, or add --people.")
+    named = [(name, load_backbone(cfg.model.model_copy(update={"name": name}))) for name in names]
+    first, second = authors(cfg, named, prompts or cfg.data.eval_prompts, "data.eval_prompts", say)
+    return CompareParts((first, second), judged_by)
 
 
 def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
@@ -327,15 +348,17 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
         "reward": (2 * cfg.reward.micro_batch_size, 256),
     }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
     plan = [("backbone", sizes.total * (4 if full else width))]
-    if verb in ("sft", "ppo", "demo") or (verb == "reward" and cfg.reward.method != "head"):  # a head reads frozen states
+    if verb in ("sft", "ppo", "demo", "rounds") or (
+        verb == "reward" and cfg.reward.method != "head"
+    ):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
         plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
-    if verb in ("ppo", "demo") and full:
+    if verb in ("ppo", "demo", "rounds") and full:
         plan += [("frozen reference", sizes.total * 4)]
-    if verb in ("ppo", "demo") and cfg.ppo.critic == "model":
+    if verb in ("ppo", "demo", "rounds") and cfg.ppo.critic == "model":
         plan += [("critic model with gradients and moments", sizes.total * 16)]
-    if verb in ("ppo", "demo", "pairs", "evaluate"):
+    if verb in ("ppo", "demo", "rounds", "pairs", "evaluate", "compare"):
         plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
-    if verb == "evaluate":
+    if verb in ("evaluate", "compare"):
         plan += [("model to compare with", sizes.total * width)]
     return plan

@@ -224,6 +224,9 @@ class PPOConfig(OptimizerConfig):
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
+    start: str | None = Field(
+        None, description="run folder of an earlier PPO on this model: policy and critic go on from there, the tether stays"
+    )
     max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run stops with exit 3")
     save_every: PositiveInt = Field(1, description="updates between checkpoints")
     learning_rate: PositiveFloat = 1e-4
@@ -305,6 +308,18 @@ class EvaluateConfig(Section):
     against: str | None = Field(None, description="model to compare with, for example runs/sft/final")
 
 
+class RoundsConfig(Section):
+    num_rounds: PositiveInt = 2
+    prompts_per_round: PositiveInt = Field(
+        200, description="prompts that the policy answers in a round; pairs.max_pairs says how many of the pairs are judged"
+    )
+    annotator: str = Field(
+        "people",
+        description="people (surefoot label); ratings: raters simulated from human ratings, for the embedded worlds; or "
+        "module:function",
+    )
+
+
 class ControlConfig(Section):
     env: str = Field("CartPole-v1", description="a Gymnasium environment; module:Id-v0 imports a module that registers it")
     total_timesteps: PositiveInt = Field(
@@ -359,6 +374,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
+    "start": "a run of control goes on from its own checkpoints alone",
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",
     "reward_scale": "control.normalize_rewards divides rewards by a running deviation",
@@ -384,6 +400,7 @@ class Config(Section):
     ppo: PPOConfig = PPOConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     @model_validator(mode="after")
     def _check_critic(self) -> Self:
