@@ -69,7 +69,7 @@ def steps(parts: CompareParts, cfg: Config, folder: RunFolder | None = None) -> 
         said = []
         for author in parts.authors:
             said.append(author.answer(index, torch.Generator().manual_seed(cfg.seed * 7919 + start)))
-            if folder is not None and done:
+            if folder is not None:
                 folder.check_stop()
         rows = list(_rows(parts, index, said))
         if folder is not None:
