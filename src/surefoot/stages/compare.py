@@ -23,7 +23,6 @@ from surefoot.preferences.votes import Vote, outcome
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State, read_jsonl
 from surefoot.stages.answers import Author
-from surefoot.stages.chat import model_of
 from surefoot.stages.inputs import digest
 from surefoot.stages.judging import Judge, verdicts
 from surefoot.stages.waiting import await_votes
@@ -47,12 +46,6 @@ class CompareStep:
     done: int
     total: int
     rows: list[dict[str, Any]]
-
-
-def between(cfg: Config, a: str, b: str) -> Config:
-    """`cfg` with its two models: run folders mean their final model."""
-    model = cfg.model.model_copy(update={"name": model_of(a)})
-    return cfg.model_copy(update={"model": model, "evaluate": cfg.evaluate.model_copy(update={"against": model_of(b)})})
 
 
 def total_prompts(parts: CompareParts, cfg: Config) -> int:
