@@ -50,6 +50,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     "__main__": ("cli", ""),
     "faults": ("", ""),
     "content": ("", ""),
+    "intervals": ("", ""),
     "config_file": ("config config_names config_yaml", "pydantic pydantic_core yaml"),
     "config_names": ("config", "pydantic"),
     "config_yaml": ("config", "yaml"),
@@ -74,13 +75,26 @@ BESIDES: dict[str, str] = {
     "ppo_by_hand": "ppo_decisions ppo_figures ppo_gradient",
     "ppo_decisions": "ppo_figures",
     "lm": "embedded content",  # the embedded default is one of its backbones
-    "preferences": "content",
+    "preferences": "content intervals",
+    "diagnostics": "intervals",
     "cli": "config_file config_names doctor dry_run interchange progress",
 }
 OPEN_TO_ALL = ("errors", "faults", "numpy")
 CLOSED = ("core", "types")  # to which even these are not open
 ANYTHING_IN_A_FUNCTION = ("cli", "doctor", "dry_run")
-WITHOUT_TORCH = ("__init__", "__main__", "cli", "config", "config_file", "content", "errors", "faults", "launch", "preferences")
+WITHOUT_TORCH = (
+    "__init__",
+    "__main__",
+    "cli",
+    "config",
+    "config_file",
+    "content",
+    "errors",
+    "faults",
+    "intervals",
+    "launch",
+    "preferences",
+)
 # packages that come with another: their name is on no list of ours
 COMES_WITH = {"pydantic_core": "pydantic", "markupsafe": "jinja2", "tokenizers": "transformers", "starlette": "fastapi"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "vaderSentiment": "vadersentiment"}

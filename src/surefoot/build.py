@@ -11,13 +11,12 @@ from typing import Any
 
 from surefoot.config import Config, ModelConfig
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
-from surefoot.errors import ConfigError, DataError
+from surefoot.errors import ConfigError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
 from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
-from surefoot.preferences.store import PreferenceStore
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.model import load_reward_model
 from surefoot.rollout.local import LocalEngine
@@ -27,6 +26,7 @@ from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts
 from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
 from surefoot.stages.sft import SFTParts, prepare
+from surefoot.stages.votes import read_votes
 from surefoot.types import RewardSource, RolloutEngine
 
 Say = Callable[[str], None]
@@ -121,19 +121,9 @@ def build_reward(
 def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[PreferenceRow]:
     """Preferences from memory, from reward.store, or from data.train."""
     if train is None and cfg.reward.store is not None:
-        with PreferenceStore.open(Path(cfg.reward.store), create=False) as store:
-            rows = [
-                {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin, "target": p.target}
-                for p in store.preferences()
-            ]
-            counts = store.counts()
-        say(f"{cfg.reward.store}: {len(rows)} pairs with votes")
-        if not rows:
-            raise DataError(
-                f"reward.store = {cfg.reward.store!r} holds no preferences ({counts.pairs:,} pairs, {counts.votes:,} votes). "
-                "Collect votes first."
-            )
-        return rows_from(rows, "preferences").rows
+        votes = read_votes(Path(cfg.reward.store))
+        say(votes.description)
+        return rows_from(votes.rows, "preferences").rows
     return dataset(train if train is not None else cfg.data.train, "preferences", "data.train", say).rows
 
 

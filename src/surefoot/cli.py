@@ -145,7 +145,10 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     """One self-contained report.html for a run folder."""
     if not run.is_dir():
         raise DataError(f"no run folder {run}. Name the folder that a verb wrote, for example runs/demo.")
-    typer.echo(importlib.import_module("surefoot.diagnostics.report").write_report(run))
+    told = importlib.import_module("surefoot.stages.votes").moved_on(run)
+    typer.echo(importlib.import_module("surefoot.diagnostics.report").write_report(run, notes=told))
+    for sentence in told:
+        typer.echo(sentence, err=True)
 
 
 @app.command(context_settings=FORWARD)
@@ -364,6 +367,8 @@ def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "neve
     with RunFolder.open(path, verb=verb, cfg=cfg, resume=resume) as folder:
         if folder.is_done:
             progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
+            for sentence in importlib.import_module("surefoot.stages.votes").moved_on(path):
+                progress.say(sentence)
             return
         progress.say(f"{verb}: run folder {path}")
         progress.say(memory_line(cfg, verb))

@@ -221,7 +221,7 @@ def test_words_are_split_into_the_file_and_the_settings(words, path, overrides):
 
 def test_report_prints_where_the_report_is(tmp_path, monkeypatch, capsys):
     module = ModuleType("surefoot.diagnostics.report")
-    module.write_report = lambda run: run / "report.html"  # type: ignore[attr-defined]
+    module.write_report = lambda run, notes: run / "report.html"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert run(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"

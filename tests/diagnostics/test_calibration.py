@@ -14,11 +14,11 @@ from surefoot.diagnostics.calibration import (
     accuracy_interval,
     bootstrap_interval,
     calibration,
-    wilson_interval,
     win_rate,
     wins,
 )
 from surefoot.errors import DataError
+from surefoot.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (3, 10), (50, 100), (255, 256), (256, 256), (0, 40)])

@@ -11,29 +11,15 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from surefoot.errors import DataError
+from surefoot.intervals import Interval, wilson_interval
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and the range that holds the truth in 95 % (or as asked) of all repetitions; `count` observations."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def as_list(self) -> list[float]:
-        """[low, high], the form that verdict.json keeps."""
-        return [self.low, self.high]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +53,6 @@ class GapAccuracy:
     low: float
     high: float
     accuracy: Interval
-
-
-def wilson_interval(wins: float, count: float, *, confidence: float = 0.95) -> Interval:
-    r"""Wilson's score interval of a share p = wins / count, (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    Stays inside [0, 1] and has width at p = 0 and p = 1, where the normal interval has none. Ties may enter as half a win: the
-    variance is then overstated, never understated. `count` may be an effective number of observations.
-
-    Raises: DataError when count is below 1 or wins is outside [0, count].
-    """
-    if count < 1 or not 0 <= wins <= count:
-        raise DataError(f"an interval needs 1 or more observations and between 0 and that many wins; got {wins} wins of {count}.")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = wins / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    low = 0.0 if wins == 0 else (centre - spread) / scale  # exact at the ends, where rounding leaves 1e-17
-    high = 1.0 if wins == count else (centre + spread) / scale
-    return Interval(share, low, high, int(count))
 
 
 def wins(after: ArrayLike, before: ArrayLike) -> Array:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,15 @@ _TITLES = {
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # no HTML file can hold these
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, notes: Sequence[str] = ()) -> Path:
     """Writes report.html into the folder of a run or a demo and returns its path. An older one is replaced whole or not at all.
+
+    `notes` are sentences about the run that its folder does not know, such as that its votes are no longer those of the store.
 
     Raises: RunError when `run` is no run folder, or cannot be written to.
     """
-    page = render_report(read_report_view(run))
+    view = read_report_view(run)
+    page = render_report(replace(view, notes=(*view.notes, *notes)))
     target = run / "report.html"
     write_atomic(target, page.encode("utf-8"))
     return target
@@ -103,6 +107,7 @@ def _content(view: ReportView) -> dict[str, Any]:
         "subtitle": _subtitle(view),
         "stopped": [_stopped(run) for run in view.stages if run.is_unfinished],
         "problems": view.problems,
+        "notes": view.notes,
         "findings": told,
         "numbers": verdict_numbers(verdict) if verdict is not None else run_numbers(lone) if lone else [],
         "comparisons": comparisons(verdict) if verdict is not None else [],

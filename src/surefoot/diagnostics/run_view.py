@@ -62,12 +62,13 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class ReportView:
-    """All that one page shows. `problems` are sentences about what could not be read."""
+    """All that one page shows. `problems` are sentences about what could not be read, `notes` about what else is known."""
 
     name: str
     verdict: Row | None
     stages: tuple[RunView, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def stage(self, kind: str) -> RunView | None:
         """The stage of that kind, if there is one."""

@@ -15,13 +15,14 @@ from surefoot.runs.checkpoint import State
 from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
 from surefoot.runs.folder import RunFolder
 from surefoot.runs.jsonl import read_jsonl
-from surefoot.runs.manifest import load_manifest
+from surefoot.runs.manifest import has_progress, load_manifest
 from surefoot.runs.optimizer_state import flatten_optimizer, restore_optimizer
 
 __all__ = [
     "RunFolder",
     "State",
     "flatten_optimizer",
+    "has_progress",
     "hash_file",
     "hash_folder",
     "load_manifest",

@@ -20,10 +20,11 @@ from surefoot.lm.batches import PairRow
 from surefoot.lm.roles import RewardScorer
 from surefoot.progress import Progress
 from surefoot.rewards.model import RewardFacts, save_reward_model
-from surefoot.runs import RunFolder
+from surefoot.runs import RunFolder, has_progress
 from surefoot.stages.cards import write_card
 from surefoot.stages.inputs import digest
 from surefoot.stages.supervised import FitStep, fit, total_steps
+from surefoot.stages.votes import frozen_votes
 
 Row = tuple[int, ...]
 Heed = Callable[[], None]  # raises Interrupted where a stop was asked for
@@ -173,8 +174,13 @@ def inputs(parts: RewardParts) -> dict[str, str]:
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
 
+    votes = None
+    if given.get("train") is None and cfg.reward.store is not None:
+        votes = frozen_votes(folder, Path(cfg.reward.store), has_begun=bool(has_progress(folder.path)))
+        progress.say(votes.description)
+        given["train"] = votes.rows
     parts = build_reward(cfg, folder.path, progress.say, heed=folder.check_stop, **given)
-    folder.declare(inputs(parts))
+    folder.declare(inputs(parts) | ({"votes": votes.sha256} if votes else {}))
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)
@@ -186,4 +192,4 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     with folder.final() as final:
         save_reward_model(parts.scorer, facts, final)
         write_card(final, "reward", cfg, backbone.source, figures)
-    folder.finish(base=backbone.source, held_out=figures)
+    folder.finish(base=backbone.source, held_out=figures, **({"votes": votes.facts} if votes else {}))
