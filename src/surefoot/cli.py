@@ -32,6 +32,8 @@ STAGES = {
     "evaluate": "surefoot.stages.evaluate",
 }
 
+EXPORTS = {"trl": "jsonl"}  # by format, the ending of its files
+
 SETTINGS_HELP = (
     "A YAML file, and settings that win over it, each with its section: --ppo.cliprange 0.1 or --ppo.cliprange=0.1. "
     "--dry-run prints every setting of the verb with its meaning."
@@ -189,6 +191,9 @@ def label(
     reveal: Annotated[bool, typer.Option(help="Tell after a vote which models wrote the answers.")] = True,
     invite: Annotated[str | None, typer.Option(help="Print a one-time link for NAME (or 'anybody') and stop.")] = None,
     role: Annotated[Literal["annotator", "admin"], typer.Option(help="Of whom you invite.")] = "annotator",
+    reward: Annotated[
+        Path | None, typer.Option(help="YAML of the reward model that the admin's page trains on demand.", show_default="defaults")
+    ] = None,
 ) -> None:
     """The page where people choose the better of two answers."""
     from surefoot.preferences import serve
@@ -200,9 +205,19 @@ def label(
         return
     chosen = {} if tags is None else {"tags": tuple(tag.strip() for tag in tags.split(",") if tag.strip())}
     serve.serve(
-        store, host=host, port=port, addresses=public, owner=name or _login(), overlap=overlap, repeats=repeats, reveal=reveal,
-        say=lambda line: typer.echo(line), **chosen,
-    )  # fmt: skip
+        store,
+        host=host,
+        port=port,
+        addresses=public,
+        owner=name or _login(),
+        overlap=overlap,
+        repeats=repeats,
+        reveal=reveal,
+        exchange=serve.Exchange(EXPORTS, _export_file, _import_file),
+        reward_words=[] if reward is None else [str(reward)],
+        say=lambda line: typer.echo(line),
+        **chosen,
+    )
 
 
 @app.command("import")
@@ -299,6 +314,18 @@ def _login() -> str:
     except (OSError, KeyError, ImportError):  # an account without a name
         login = ""
     return re.sub(r"[^a-z0-9._-]+", "-", login)[:64].strip("-") or "owner"
+
+
+def _export_file(store: Path, out: Path, format: str) -> str:
+    from surefoot.interchange import export_file
+
+    return export_file(store, out, format)
+
+
+def _import_file(store: Path, file: Path, source: str) -> str:
+    from surefoot.interchange import import_file
+
+    return import_file(store, file, source)
 
 
 def _complain(name: str, message: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jinja2
 
@@ -12,7 +14,7 @@ from surefoot.errors import ConfigError, SurefootError
 from surefoot.preferences.accounts import Accounts
 from surefoot.preferences.queue import Queue, Refused
 from surefoot.preferences.security import Addresses, Guard, Scope
-from surefoot.preferences.standing import Standings
+from surefoot.preferences.progress import ProgressBoard
 from surefoot.preferences.store import PreferenceStore
 from surefoot.preferences.words import WORDS, preferred_language
 
@@ -22,6 +24,26 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 TAGS = ("correct", "complete", "clear", "concise", "kind", "safe")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How files go in and out: given from outside, since reading formats is another part's work.
+
+    `formats`: name -> ending of the file. `write(store, file, format)` and `read(store, file, source)` return a line for people.
+    """
+
+    formats: Mapping[str, str]
+    write: Callable[[Path, Path, str], str]
+    read: Callable[[Path, Path, str], str]
+
+
+class Trainer(Protocol):
+    """Trains a reward model in another process; `start` and `state` tell how far it is."""
+
+    def start(self) -> dict[str, Any]: ...
+
+    def state(self) -> dict[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -37,19 +59,21 @@ class Desk:
     token: str | None = None  # None: used up, or not offered
     tags: tuple[str, ...] = TAGS
     reveal: bool = True  # tell after a vote which models wrote the answers
-    standings: Standings = field(init=False)
+    exchange: Exchange | None = None
+    trainer: Trainer | None = None
+    progress: ProgressBoard = field(init=False)
     pages: jinja2.Environment = field(init=False)
 
     def __post_init__(self) -> None:
-        self.standings = Standings(self.queue)
+        self.progress = ProgressBoard(self.queue)
         loader = jinja2.PackageLoader("surefoot.preferences", "templates")
         self.pages = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
-    def page(self, name: str, scope: Scope, **values: Any) -> str:
+    def page(self, template: str, scope: Scope, **values: Any) -> str:
         """A page in the visitor's language."""
         language = language_of(scope)
         other = "zh" if language == "en" else "en"
-        return self.pages.get_template(name).render(words=WORDS[language], language=language, other_language=other, **values)
+        return self.pages.get_template(template).render(words=WORDS[language], language=language, other_language=other, **values)
 
 
 def language_of(scope: Scope) -> str:
@@ -73,16 +97,18 @@ def make_app(desk: Desk) -> Guard:
         from fastapi import FastAPI
     except ImportError:
         raise ConfigError("surefoot label needs the extra label. Install it with `pip install 'surefoot[label]'`.") from None
+    from surefoot.preferences.admin_routes import add_admin_routes
     from surefoot.preferences.routes import add_routes
 
     app = FastAPI(title="surefoot label", docs_url=None, redoc_url=None, openapi_url=None)
     _explain_errors(app)
     add_routes(app, desk)
+    add_admin_routes(app, desk)
     return Guard(app, desk.accounts, desk.addresses, desk.cookie, lambda scope: desk.page("refused.html.jinja", scope))
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """409: never to be taken, do not send it again. 422: not understood. 503: not now (the disk, another writer), send it again."""
+    """409: can never be taken. 422: not understood. 503: not now (the disk, another writer): to be sent again."""
     from fastapi.exceptions import RequestValidationError
     from starlette.responses import JSONResponse
 

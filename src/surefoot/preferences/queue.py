@@ -161,11 +161,12 @@ class Queue:
             if key not in self.undoable(holder.source):
                 raise Refused(f"only the last {UNDO_DEPTH} votes can be taken back.")
             self.store.undo(vote, holder.source)
-            self._start.clear()  # the pair is open again, to everybody
+            self.forget_places()
             query = """SELECT w.slot FROM votes v JOIN views w ON w.id = v.view WHERE v.id = ?
                 AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.pair = v.pair AND l.slot = w.slot)"""
             same = db.execute(query, (vote,)).fetchone()
-            slot = None if kind == "repeat" else same[0] if same is not None else self._free_slot(db, pair)
+            free = self._free_slot(db, pair) if same is None else same[0]
+            slot = None if kind == "repeat" else free
             view = self._show(db, holder, pair, slot, self.rng.choice(("a", "b")), now)
             return _item(db, view, now + self.lease_seconds)
 
@@ -188,6 +189,10 @@ class Queue:
         """Gives back what a browser holds."""
         with self.store.batch() as db:
             db.execute("DELETE FROM leases WHERE session = ?", (session,))
+        self.forget_places()
+
+    def forget_places(self) -> None:
+        """Searches from the first pair again: some are open that were not."""
         self._start.clear()
 
     def left(self, source: str) -> int:
@@ -201,10 +206,10 @@ class Queue:
         if repeat is not None:
             pair, left = repeat
             return self._show(db, holder, pair, None, "b" if left == "a" else "a", now)
-        pair = self._open_pair(db, holder.source)
-        if pair is None:
+        following = self._open_pair(db, holder.source)
+        if following is None:
             return None
-        return self._show(db, holder, pair, self._free_slot(db, pair), self.rng.choice(("a", "b")), now)
+        return self._show(db, holder, following, self._free_slot(db, following), self.rng.choice(("a", "b")), now)
 
     def _open_pair(self, db: sqlite3.Connection, source: str) -> int | None:
         """The oldest pair with a free slot that `source` has neither judged nor before its eyes.

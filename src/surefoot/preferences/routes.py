@@ -168,13 +168,13 @@ def _add_votes(app: "FastAPI", desk: Desk) -> None:
 
     def state(holder: Holder, items: list[Item]) -> dict[str, Any]:
         """What the page shows: the items held, and how far the person is."""
-        standing = desk.standings.of(holder.source)
+        progress = desk.progress.of(holder.source)
         return {
             "items": [_drawn(item) for item in items],
-            "done": standing.done,
-            "left": standing.left,
-            "with_self": standing.with_self,
-            "with_others": standing.with_others,
+            "done": progress.done,
+            "left": progress.left,
+            "with_self": progress.with_self,
+            "with_others": progress.with_others,
         }
 
     @app.post("/api/next")
@@ -191,7 +191,7 @@ def _add_votes(app: "FastAPI", desk: Desk) -> None:
         ballot = Ballot(**{**posted.model_dump(), "tags": tuple(posted.tags)})
         items, is_new, is_repeat = desk.queue.cast(holder, ballot, NUM_ITEMS)
         if is_new and not is_repeat:
-            desk.standings.moved(holder.source, +1)
+            desk.progress.moved(holder.source, +1)
         left, right = desk.queue.models(posted.view) if desk.reveal else (None, None)
         return {**state(holder, items), "left_model": left, "right_model": right}
 
@@ -200,7 +200,7 @@ def _add_votes(app: "FastAPI", desk: Desk) -> None:
         holder = holder_of(request.scope)
         item = desk.queue.undo(holder, posted.key)
         if item is not None:
-            desk.standings.moved(holder.source, -1)
+            desk.progress.moved(holder.source, -1)
         items = desk.queue.held(holder, NUM_ITEMS)
         again = {} if item is None else {"again": _drawn(item)}
         return {**state(holder, items), **again, "undoable": desk.queue.undoable(holder.source)}

@@ -1,7 +1,7 @@
 """The door of the annotation server: every request passes `Guard` before any route, and what is not allowed here is refused.
 
-Host and Origin are held against a list (DNS rebinding, forged posts), a post needs the token of its own session (CSRF), a stranger
-gets nothing, an annotator none of the admin's routes. Every answer carries a strict content security policy.
+Host and Origin are held against a list (DNS rebinding, forged posts), a post needs the token of its own session (CSRF), a
+stranger gets nothing, an annotator none of the admin's routes. Every answer carries a strict content security policy.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def csrf_of(secret: str) -> str:
 
 
 def needed_role(path: str) -> str:
-    """Who may go there: `link` (the route itself asks for a one-time token), `guest` (an invitation is enough), annotator, admin."""
+    """Who may go there: `link` (the route asks for a one-time token), `guest` (an invitation is enough), annotator, admin."""
     if path == "/enter" or (path.startswith("/join/") and path.count("/") == 2):
         return "link"
     if path in ("/join", "/api/join") or path.startswith(("/static/", "/language/")):

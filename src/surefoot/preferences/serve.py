@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from surefoot.errors import ConfigError
 from surefoot.preferences.accounts import Accounts, Role, checked_name
-from surefoot.preferences.app import TAGS, Desk, make_app
+from surefoot.preferences.app import TAGS, Desk, Exchange, make_app
 from surefoot.preferences.queue import Queue
 from surefoot.preferences.security import Addresses, is_loopback
 from surefoot.preferences.store import PreferenceStore
+from surefoot.preferences.training import ChildTrainer
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -34,6 +35,8 @@ def serve(
     repeats: float = 0.05,
     tags: tuple[str, ...] = TAGS,
     reveal: bool = True,
+    exchange: Exchange | None = None,
+    reward_words: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves the page on the store until SIGINT or SIGTERM. On loopback a one-time token signs `owner` in as an admin.
@@ -59,14 +62,19 @@ def serve(
         queue = Queue(opened, overlap=overlap, repeats=repeats)
         token = secrets.token_urlsafe(24) if is_loopback(host) else None
         names = Addresses(host, port, addresses)
-        desk = Desk(opened, queue, accounts, names, f"surefoot-{port}", owner, token, tags, reveal)
+        trainer = None if reward_words is None else ChildTrainer(store, reward_words)
+        desk = Desk(opened, queue, accounts, names, f"surefoot-{port}", owner, token, tags, reveal, exchange, trainer)
         app = make_app(desk)
         counts = opened.counts()
         say(f"label: {store}: {counts.pairs:,} pairs, {counts.votes:,} votes")
         at = f"http://{_in_address(host)}:{port}"
         say(f"label: open {at}/enter?token={token}" if token else f"label: listening at {at}, for invited people")
         say("label: stop with Ctrl-C; every vote is on the disk before it is acknowledged")
-        _run(app, listener)
+        try:
+            _run(app, listener)
+        finally:
+            if trainer is not None:
+                trainer.stop()
         say(f"label: stopped, {opened.counts().votes:,} votes in {store}")
 
 

@@ -33,8 +33,8 @@ NUM_VOTE_COLUMNS = len(VOTE_NAMES.split(", "))
 
 def vote_of(row: Sequence[Any]) -> Vote:
     """A row of VOTE_COLUMNS as a vote."""
-    *plain, tags, note = row
-    return Vote(*plain, tags=tuple(json.loads(tags)), note=note)
+    columns = [*row[:-2], tuple(json.loads(row[-2])), row[-1]]
+    return Vote(*columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from surefoot.preferences import words_admin
+
 LANGUAGES = ("en", "zh")
 
 ENGLISH = {
@@ -172,6 +174,7 @@ CHINESE = {
 }  # fmt: skip
 
 WORDS = {"en": ENGLISH, "zh": CHINESE}
+ADMIN_WORDS = {"en": words_admin.ENGLISH, "zh": words_admin.CHINESE}
 
 
 def preferred_language(cookie: str | None, accepted: str) -> str:
