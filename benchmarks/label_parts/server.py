@@ -63,7 +63,8 @@ class LabelServer:
     def wait_until_dead(self) -> None:
         """Until it has ended by itself, as an injected fault makes it."""
         assert self._process is not None
-        self._process.wait(SECONDS_TO_START)
+        self._process.communicate(timeout=SECONDS_TO_START)
+        self._process = None
 
     def _end(self, how: signal.Signals) -> int:
         if self._process is None:

@@ -192,11 +192,13 @@ def label(
     invite: Annotated[str | None, typer.Option(help="Print a one-time link for NAME (or 'anybody') and stop.")] = None,
     role: Annotated[Literal["annotator", "admin"], typer.Option(help="Of whom you invite.")] = "annotator",
     reward: Annotated[
-        Path | None, typer.Option(help="YAML of the reward model that the admin's page trains on demand.", show_default="defaults")
+        Path | None,
+        typer.Option(help="YAML of the reward model that the admin's page trains on demand.", show_default="defaults"),
     ] = None,
 ) -> None:
     """The page where people choose the better of two answers."""
     from surefoot.preferences import serve
+    from surefoot.preferences.app import Exchange
 
     public = tuple(address or ())
     if invite is not None:
@@ -213,7 +215,7 @@ def label(
         overlap=overlap,
         repeats=repeats,
         reveal=reveal,
-        exchange=serve.Exchange(EXPORTS, _export_file, _import_file),
+        exchange=Exchange(EXPORTS, _export_file, _import_file),
         reward_words=[] if reward is None else [str(reward)],
         say=lambda line: typer.echo(line),
         **chosen,

@@ -12,9 +12,9 @@ import jinja2
 from surefoot.content import Content
 from surefoot.errors import ConfigError, SurefootError
 from surefoot.preferences.accounts import Accounts
+from surefoot.preferences.progress import ProgressBoard
 from surefoot.preferences.queue import Queue, Refused
 from surefoot.preferences.security import Addresses, Guard, Scope
-from surefoot.preferences.progress import ProgressBoard
 from surefoot.preferences.store import PreferenceStore
 from surefoot.preferences.words import WORDS, preferred_language
 
@@ -100,7 +100,7 @@ def make_app(desk: Desk) -> Guard:
     from surefoot.preferences.admin_routes import add_admin_routes
     from surefoot.preferences.routes import add_routes
 
-    app = FastAPI(title="surefoot label", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="surefoot label", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _explain_errors(app)
     add_routes(app, desk)
     add_admin_routes(app, desk)

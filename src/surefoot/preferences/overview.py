@@ -26,7 +26,7 @@ from surefoot.preferences.store import VOTE_COLUMNS, Counts, PreferenceStore, vo
 from surefoot.preferences.votes import Vote
 
 HOURS = 24
-MOST_DISPUTED = 20
+MOST_DISPUTED = 8
 
 
 @dataclass(frozen=True, slots=True)

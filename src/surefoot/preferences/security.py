@@ -105,7 +105,7 @@ def csrf_of(secret: str) -> str:
 
 def needed_role(path: str) -> str:
     """Who may go there: `link` (the route asks for a one-time token), `guest` (an invitation is enough), annotator, admin."""
-    if path == "/enter" or (path.startswith("/join/") and path.count("/") == 2):
+    if path == "/enter" or (path.startswith("/join/") and path != "/join/" and path.count("/") == 2):
         return "link"
     if path in ("/join", "/api/join") or path.startswith(("/static/", "/language/")):
         return "guest"

@@ -1,4 +1,4 @@
-""""The reward model, if it were trained now": a child process on demand, so that the page itself needs no torch."""
+""" "The reward model, if it were trained now": a child process on demand, so that the page itself needs no torch."""
 
 from __future__ import annotations
 
