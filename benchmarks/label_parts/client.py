@@ -33,6 +33,7 @@ class Client:
     cookies: dict[str, str] = field(default_factory=dict)
     csrf: str = ""
     timeout: float = 30.0
+    tries: int = 0  # of the last `post_until_acknowledged`
     _connection: http.client.HTTPConnection | None = None
 
     def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
@@ -102,7 +103,9 @@ class Client:
     def post_until_acknowledged(self, path: str, body: Any, seconds: float = 120.0) -> Answer:
         """Posts again, like the page, for as long as no server answers or it cannot write; the answer that ends it."""
         deadline = time.monotonic() + seconds
+        self.tries = 0
         while True:
+            self.tries += 1
             try:
                 answer = self.post(path, body)
                 if answer.status < 500:

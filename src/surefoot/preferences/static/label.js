@@ -7,7 +7,7 @@ const { words } = boot;
 const $ = (id) => document.getElementById(id);
 const LOOK_AGAIN = 15000; // ms, where nothing was left to judge
 
-const state = { items: [], judged: new Set(), history: [], shownAt: 0, done: 0, left: 0, isDiff: false, isLoading: false };
+const state = { items: [], judged: new Set(), history: [], shownAt: 0, done: 0, left: 0, isDiff: false, isLoading: false, hasLoaded: false };
 
 const say = (text) => { $("said").textContent = text; };
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -26,6 +26,8 @@ const outbox = new Outbox(boot.outbox, boot.csrf, {
   },
   changed: drawSending,
 });
+
+const outboxIsQuiet = () => state.hasLoaded && outbox.entries.length === 0 && !state.isLoading;
 
 // What the server says that this browser holds, less what was judged here a moment ago.
 function take(answer) {
@@ -49,8 +51,10 @@ async function load() {
   const { status, answer } = await post("/api/next", {}, boot.csrf);
   state.isLoading = false;
   if (status === 200) {
+    state.hasLoaded = true;
     if (!outbox.entries.length) state.history = answer.undoable;
     take(answer);
+    drawSending();
   } else {
     outbox.isSignedOut = status === 401;
     drawSending();
@@ -123,13 +127,13 @@ function drawSending() {
   if ($("sending").textContent !== text) $("sending").textContent = text;
   $("sending").classList.toggle("warn", n > 0 || outbox.isSignedOut || !outbox.isKept);
   document.body.dataset.waiting = n;
+  $("empty").hidden = Boolean(state.items.length) || !outboxIsQuiet();
 }
 
 // The current pair.
 function draw() {
   const item = state.items[0];
   for (const id of ["prompt", "answers"]) $(id).hidden = !item;
-  $("empty").hidden = Boolean(item) || !outboxIsQuiet();
   for (const button of document.querySelectorAll(".pick")) button.disabled = !item;
   for (const input of document.querySelectorAll(".why input")) {
     input.checked = false;
@@ -137,6 +141,7 @@ function draw() {
   }
   $("main").setAttribute("aria-busy", String(!item));
   document.body.dataset.view = item?.view ?? "";
+  drawSending();
   if (!item) return;
   state.shownAt = performance.now();
   drawText($("prompt-text"), item.prompt);
@@ -145,8 +150,6 @@ function draw() {
   if (!document.activeElement || document.activeElement === document.body || $("desk").contains(document.activeElement))
     $("prompt").focus({ preventScroll: true }); // a screen reader goes on with the prompt
 }
-
-const outboxIsQuiet = () => outbox.entries.length === 0 && !state.isLoading;
 
 function drawAnswers() {
   const item = state.items[0];
