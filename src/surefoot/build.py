@@ -15,16 +15,21 @@ from surefoot.errors import ConfigError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, PromptRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.model import load_reward_model
+from surefoot.rewards.novelty import FILE as NOVELTY
+from surefoot.rewards.novelty import TrainedOn
 from surefoot.rollout.local import LocalEngine
+from surefoot.stages.answers import Author
+from surefoot.stages.compare import CompareParts
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
-from surefoot.stages.ppo_lm import PPOParts
+from surefoot.stages.ppo_lm import PPOParts, start_from
 from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
+from surefoot.stages.selection import Judgement
 from surefoot.stages.sft import SFTParts, prepare
 from surefoot.stages.votes import read_votes
 from surefoot.types import RewardSource, RolloutEngine
@@ -156,6 +161,9 @@ def build_ppo(
         entropy_gradient=ppo.ent_coef > 0,
         seed=cfg.seed,
     )
+    if ppo.start is not None:
+        start_from(policy, Path(ppo.start))
+        say(f"policy and critic go on from {ppo.start}")
     if cfg.rollout.top_p < 1 or cfg.rollout.top_k:
         say(
             "warning: rollout.top_p or top_k cut the distribution that is sampled, not the one that is trained: "
@@ -194,20 +202,80 @@ def build_evaluate(
     return EvaluateParts(policy, reference, engines, chosen, judges if judges is not None else judges_of(cfg), source)
 
 
-def build_pairs(cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None) -> PairsParts:
+def build_pairs(
+    cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None, reward: Any = None, tag: str = ""
+) -> PairsParts:
     names = cfg.pairs.models or (cfg.model.name,)
     backbones = [load_backbone(cfg.model.model_copy(update={"name": name})) for name in names]
-    for other in backbones[1:]:
-        _same_tokens(backbones[0], other, "pairs.models")
-    chosen = prompts_of(cfg, backbones[0], prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
+    writers = authors(cfg, list(zip(names, backbones, strict=True)), prompts or cfg.data.prompts, "data.prompts", say)
     votes: tuple[str, Annotator] | None
     if annotator is not None:
-        votes = (getattr(annotator, "__name__", type(annotator).__name__).lower(), annotator)
+        votes = (getattr(annotator, "__name__", type(annotator).__name__), annotator)
     else:
         name = cfg.pairs.annotator
         votes = None if name is None else (name, load_function(name))
-    engines = [(name, engine_of(cfg, backbone, None)) for name, backbone in zip(names, backbones, strict=True)]
-    return PairsParts(engines, chosen, backbones[0].codec.pad_id, votes)
+    return PairsParts(writers, _judgement(cfg, backbones, reward), votes, tag)
+
+
+def build_compare(
+    cfg: Config,
+    say: Say,
+    *,
+    prompts: Rows | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    asks_people: bool = False,
+) -> CompareParts:
+    names = (cfg.model.name, cfg.evaluate.against or cfg.model.name)
+    judged_by = judges if judges is not None else judges_of(cfg)
+    if not judged_by and not asks_people:
+        raise ConfigError("evaluate.judges is empty, so nobody compares the answers. Name judges, or add --people.")
+    named = [(name, load_backbone(cfg.model.model_copy(update={"name": name}))) for name in names]
+    first, second = authors(cfg, named, prompts or cfg.data.eval_prompts, "data.eval_prompts", say)
+    return CompareParts((first, second), judged_by)
+
+
+def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
+    """What ranks pairs: only what pairs.select and pairs.best_of need is loaded."""
+    source, seen, against = None, None, None
+    if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
+        raise ConfigError(
+            f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
+            "Set pairs.best_of, or pairs.select = uncertainty or distance."
+        )
+    if cfg.pairs.needs_reward:
+        source = reward_source(cfg, backbones[0], reward)
+    if cfg.pairs.select == "distance":
+        seen = TrainedOn.load(Path(cfg.reward_source.source or ""))
+        if seen is None:
+            raise ConfigError(
+                f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
+                f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
+            )
+    if cfg.pairs.against is not None:
+        against = load_backbone(cfg.model.model_copy(update={"name": cfg.pairs.against}))
+        for backbone in backbones:
+            _same_tokens(backbone, against, "pairs.against")
+    return Judgement(source, seen, against, cfg.rollout.temperature)
+
+
+def authors(cfg: Config, named: Sequence[tuple[str, Backbone]], rows: Rows | None, setting: str, say: Say) -> tuple[Author, ...]:
+    """Models that answer the same prompts, each in its own tokens. A prompt that is too long for one is dropped for all."""
+    data = dataset(rows, "prompts", setting, say)
+
+    def sets(kept: Sequence[PromptRow]) -> list[PromptSet]:
+        length, rule = cfg.rollout.response_length, cfg.data.long_prompts
+        return [prompt_set(kept, backbone.codec, length, rule) for _, backbone in named]
+
+    every = sets(data.rows)
+    common = set.intersection(*({id(row) for row in one.rows} for one in every))
+    if any(len(one) > len(common) for one in every):
+        every = sets([row for row in data.rows if id(row) in common])
+    dropped, cut = len(data.rows) - len(every[0]), max(one.num_long for one in every)
+    if dropped or cut:
+        say(f"prompts: {len(every[0])} kept" + (_long(dropped, "dropped") or _long(cut, "cut on the left")))
+    return tuple(
+        Author(name, backbone, engine_of(cfg, backbone, None), one) for (name, backbone), one in zip(named, every, strict=True)
+    )
 
 
 def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str, say: Say) -> PromptSet:
@@ -280,15 +348,17 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
         "reward": (2 * cfg.reward.micro_batch_size, 256),
     }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
     plan = [("backbone", sizes.total * (4 if full else width))]
-    if verb in ("sft", "ppo", "demo") or (verb == "reward" and cfg.reward.method != "head"):  # a head reads frozen states
+    if verb in ("sft", "ppo", "demo", "rounds") or (
+        verb == "reward" and cfg.reward.method != "head"
+    ):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
         plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
-    if verb in ("ppo", "demo") and full:
+    if verb in ("ppo", "demo", "rounds") and full:
         plan += [("frozen reference", sizes.total * 4)]
-    if verb in ("ppo", "demo") and cfg.ppo.critic == "model":
+    if verb in ("ppo", "demo", "rounds") and cfg.ppo.critic == "model":
         plan += [("critic model with gradients and moments", sizes.total * 16)]
-    if verb in ("ppo", "demo", "pairs", "evaluate"):
+    if verb in ("ppo", "demo", "rounds", "pairs", "evaluate", "compare"):
         plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
-    if verb == "evaluate":
+    if verb in ("evaluate", "compare"):
         plan += [("model to compare with", sizes.total * width)]
     return plan

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,8 @@ STAGES = {
     "ppo": "surefoot.stages.ppo_lm",
     "control": "surefoot.stages.ppo_control",
     "evaluate": "surefoot.stages.evaluate",
+    "rounds": "surefoot.stages.rounds",
+    "compare": "surefoot.stages.compare",
 }
 
 EXPORTS = {"trl": "jsonl"}  # by format, the ending of its files
@@ -48,7 +50,12 @@ app = typer.Typer(
 
 FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 OPTIONS = ("out", "resume", "dry-run", "help")
-VERB_OPTIONS = {"demo": ("preset",), "control": ("record", "seeds")}
+VERB_OPTIONS = {
+    "demo": ("preset",),
+    "control": ("record", "seeds"),
+    "rounds": ("preset", "wait"),
+    "compare": ("people", "store", "wait"),
+}
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="RUN.yaml --SECTION.SETTING VALUE", help=SETTINGS_HELP, show_default=False)
@@ -58,6 +65,9 @@ Resume = Annotated[
     Literal["auto", "never"], typer.Option(help="auto: go on from the newest checkpoint; never: refuse a used folder.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print resolved settings, sizes and memory plan. Writes nothing.")]
+
+
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until people have voted, in place of stopping with status 75.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -140,6 +150,49 @@ def control(
 def evaluate(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """Win rate, KL, length and diversity on held-out prompts, by judges that were never trained on."""
     _train("evaluate", words, out, resume, dry_run)
+
+
+@app.command(context_settings=FORWARD)
+def rounds(
+    words: Words = None,
+    preset: Annotated[
+        Literal["default", "tiny"] | None,
+        typer.Option(help="default: the demo's film reviews and simulated raters; tiny: a minute, on a model made on the spot."),
+    ] = None,
+    wait: Wait = False,
+    out: Out = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Rounds: the policy's answers are judged, the reward model learns from all votes so far, PPO goes on."""
+    _train("rounds", words, out, resume, dry_run, preset=preset, wait=wait)
+
+
+@app.command(context_settings=FORWARD)
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, a model folder, or a hub name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The model to compare it with.")],
+    words: Words = None,
+    people: Annotated[
+        bool, typer.Option("--people", help="Queue the pairs for people, blind; run it again once they voted.")
+    ] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="Preference store of --people.", show_default="preferences.db in the run folder")
+    ] = None,
+    wait: Wait = False,
+    out: Out = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Two models' answers to held-out prompts, by named judges or by people: win rate with interval."""
+    if (store is not None or wait) and not people:
+        raise ConfigError("command line: --store and --wait have no effect without --people.")
+    cfg, path = _settled("compare", words or [], out, None)
+    cfg = importlib.import_module("surefoot.stages.compare").between(cfg, a, b)
+    if dry_run:
+        _describe(cfg, "compare", path)
+    else:
+        _start(cfg, lambda: _run_stage("compare", cfg, path, resume, people=people, store=store, wait=wait))
 
 
 @app.command()
@@ -349,13 +402,14 @@ def _train(
     resume: Literal["auto", "never"],
     dry_run: bool,
     preset: str | None = None,
+    **given: Any,
 ) -> None:
     """What every training verb does: settings, run folder, stage."""
     cfg, path = _settled(verb, words or [], out, preset)
     if dry_run:
         _describe(cfg, verb, path)
     else:
-        _start(cfg, lambda: _run_stage(verb, cfg, path, resume))
+        _start(cfg, lambda: _run_stage(verb, cfg, path, resume, **given))
 
 
 def _settled(verb: str, words: Sequence[str], out: Path | None, preset: str | None) -> tuple[Config, Path]:
@@ -386,7 +440,7 @@ def _run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "nev
         progress.stop()
 
 
-def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"]) -> None:
+def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"], **given: Any) -> None:
     from surefoot.dry_run import memory_line
     from surefoot.progress import make_progress
     from surefoot.runs import RunFolder
@@ -402,7 +456,7 @@ def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "neve
         progress.say(f"{verb}: run folder {path}")
         progress.say(memory_line(cfg, verb))
         try:
-            stage.run(cfg, folder, progress)
+            stage.run(cfg, folder, progress, **given)
         finally:
             progress.stop()
         progress.say(f"{verb}: done, {path}")

@@ -100,10 +100,43 @@ class SFTConfig(OptimizerConfig):
 class PairsConfig(Section):
     num_answers: Annotated[int, Field(ge=2)] = Field(2, description="answers a prompt")
     models: tuple[str, ...] = Field((), description="models that answer in turn; default: model.name alone")
+    best_of: ZeroOrMoreInt = Field(
+        0, description="answers a prompt, of which the reward's best meets one drawn from the others; 0: off"
+    )
+    max_prompts: PositiveInt | None = None
+    max_pairs: PositiveInt | None = Field(None, description="pairs that are queued, chosen by select; default: all")
+    select: Literal["random", "uncertainty", "distance", "kl"] = Field(
+        "random",
+        description="uncertainty: the reward's margin is nearest to 0; distance: furthest from what the reward model was trained "
+        "on; kl: prompts on which the model moved most from pairs.against",
+    )
+    against: str | None = Field(None, description="the model from which select = kl measures, for example runs/sft/final")
     annotator: str | None = Field(None, description="module:function that prefers one of two; default: votes come later")
     store: str | None = Field(None, description="SQLite file; default: preferences.db in the run folder")
-    max_prompts: PositiveInt | None = None
     save_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_pairs is None:
+            self.refuse_without_effect(("select",), "all pairs are queued. Set max_pairs")
+        if self.select == "kl" and self.against is None:
+            raise ValueError('select = "kl" needs a model to measure from. Set against, for example runs/sft/final.')
+        if self.select != "kl":
+            self.refuse_without_effect(("against",), f'select = "{self.select}" compares with no other model')
+        if self.best_of:
+            if self.best_of == 1:
+                raise ValueError("best_of = 1 leaves no other answer. Use 2 or more, or 0 for off.")
+            if len(self.models) > 1:
+                raise ValueError(
+                    f"best_of = {self.best_of} is of one model's answers, and models names {len(self.models)}. Use one."
+                )
+            self.refuse_without_effect(("num_answers",), f"best_of = {self.best_of} says how many answers a prompt gets")
+        return self
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether answers are scored: by the reward source, which must then be there."""
+        return self.best_of > 0 or self.select in ("uncertainty", "distance")
 
 
 class RewardConfig(OptimizerConfig):
@@ -191,6 +224,9 @@ class PPOConfig(OptimizerConfig):
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
+    start: str | None = Field(
+        None, description="run folder of an earlier PPO on this model: policy and critic go on from there, the tether stays"
+    )
     max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run stops with exit 3")
     save_every: PositiveInt = Field(1, description="updates between checkpoints")
     learning_rate: PositiveFloat = 1e-4
@@ -272,6 +308,18 @@ class EvaluateConfig(Section):
     against: str | None = Field(None, description="model to compare with, for example runs/sft/final")
 
 
+class RoundsConfig(Section):
+    num_rounds: PositiveInt = 2
+    prompts_per_round: PositiveInt = Field(
+        200, description="prompts that the policy answers in a round; pairs.max_pairs says how many of the pairs are judged"
+    )
+    annotator: str = Field(
+        "people",
+        description="people (surefoot label); ratings: raters simulated from human ratings, for the embedded worlds; or "
+        "module:function",
+    )
+
+
 class ControlConfig(Section):
     env: str = Field("CartPole-v1", description="a Gymnasium environment; module:Id-v0 imports a module that registers it")
     total_timesteps: PositiveInt = Field(
@@ -326,6 +374,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
+    "start": "a run of control goes on from its own checkpoints alone",
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",
     "reward_scale": "control.normalize_rewards divides rewards by a running deviation",
@@ -351,6 +400,7 @@ class Config(Section):
     ppo: PPOConfig = PPOConfig()
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     @model_validator(mode="after")
     def _check_critic(self) -> Self:

@@ -28,6 +28,12 @@ OWN: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "model": {"name": "runs/ppo/final"},
         "evaluate": {"judges": ("vader",), "against": "runs/sft/final"},
     },
+    "rounds": {
+        "data": {"prompts": "prompts.jsonl", "eval_prompts": "held-out-prompts.jsonl"},
+        "model": {"name": "runs/sft/final"},
+        "evaluate": {"judges": ("vader",)},
+    },
+    "compare": {"data": {"eval_prompts": "held-out-prompts.jsonl"}, "evaluate": {"judges": ("vader",)}},
     "control": {"control": {"env": "CartPole-v1"}},
 }
 
@@ -36,6 +42,8 @@ ABOUT = {
     "pairs": "Two or more answers to each prompt, into a preference store. data.prompts holds {prompt}, one a line.",
     "reward": "A reward model. data.train holds {prompt, chosen, rejected[, margin]}; or name a store in reward.store.",
     "ppo": "PPO. data.prompts holds {prompt}, one a line; reward_source.source is a reward model's folder or module:function.",
+    "rounds": "Rounds of answers, votes, reward model and PPO. People vote with surefoot label; docs/rounds.md has the loop.",
+    "compare": "Two models' answers to the same held-out prompts, by named judges or, with --people, by people.",
     "control": "PPO in a Gymnasium environment; the defaults are Stable-Baselines3's. docs/control.md has recipes.",
     "evaluate": "A model against another on held-out prompts, by judges that were never trained on.",
 }
@@ -44,8 +52,9 @@ ABOUT = {
 def example(verb: str) -> str:
     """The text of configs/VERB.yaml: comments, then every setting that `verb` reads."""
     own = ", ".join(f"{section}.{key}" for section, settings in OWN[verb].items() for key in settings)
+    words = " A B" if verb == "compare" else ""
     head = [
-        f"# surefoot {verb} configs/{verb}.yaml --out runs/{verb}",
+        f"# surefoot {verb}{words} configs/{verb}.yaml --out runs/{verb}",
         f"# {ABOUT[verb]}",
         f"# To be set by you: {own}. Everything else stands at its default and may be left out.",
         "",

@@ -27,12 +27,14 @@ COMMAND_LINE = "command line"
 # Which sections a verb reads; `seed` and `threads` are read by all. A setting of another section has no effect and is refused.
 VERB_SECTIONS = {
     "sft": ("model", "data", "sft"),
-    "pairs": ("model", "data", "pairs", "rollout"),
+    "pairs": ("model", "data", "pairs", "rollout", "reward_source"),
     "reward": ("model", "data", "reward"),
     "ppo": ("model", "data", "rollout", "ppo", "reward_source"),
     "evaluate": ("model", "data", "rollout", "evaluate", "reward_source"),
     "chat": ("model", "rollout"),
     "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and trains its own reward model
+    "rounds": ("model", "data", "sft", "pairs", "reward", "rollout", "ppo", "evaluate", "reward_source", "rounds"),
+    "compare": ("model", "data", "rollout", "evaluate"),
     "control": ("control", "ppo"),
 }
 
@@ -43,12 +45,33 @@ VERB_DATA = {
     "reward": ("train", "validation", "validation_share"),
     "ppo": ("prompts", "long_prompts"),
     "evaluate": ("eval_prompts", "long_prompts"),
+    "rounds": ("prompts", "eval_prompts", "long_prompts", "validation", "validation_share"),
+    "compare": ("eval_prompts", "long_prompts"),
 }
 
 # Settings of a section that a verb reads, which it does not read, and why.
-VERB_UNREAD = {"control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()}}
+_OF_ROUNDS = "each round works on what the one before it made"
+_TWO_WORDS = "the two models are the words after compare"
+VERB_UNREAD = {
+    "control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()},
+    "rounds": {
+        "pairs.models": "the policy of the last round answers",
+        "pairs.annotator": "rounds.annotator says who votes",
+        "pairs.store": "the votes of all rounds stand in preferences.db of the run folder",
+        "pairs.max_prompts": "rounds.prompts_per_round says how many prompts are answered",
+        **dict.fromkeys(("reward.store", "reward_source.source", "ppo.start", "evaluate.against"), _OF_ROUNDS),
+    },
+    "compare": {
+        **dict.fromkeys(("model.name", "evaluate.against"), _TWO_WORDS),
+        "evaluate.best_of": "no reward tells the best of n answers",
+    },
+}
 
-PRESETS = {"demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"}, "control": {"default": "control.yaml"}}
+PRESETS = {
+    "demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"},
+    "rounds": {"default": "rounds.yaml", "tiny": "rounds-tiny.yaml"},
+    "control": {"default": "control.yaml"},
+}
 
 
 def load_config(

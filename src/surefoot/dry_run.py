@@ -63,6 +63,17 @@ def sizes(cfg: Config, verb: str) -> list[str]:
             if verb == "demo":
                 lines += [*_epochs("SFT", "sequences", cfg.sft), *_epochs("reward model", "pairs", cfg.reward)]
             return lines
+        case "rounds":
+            count = cfg.rounds.prompts_per_round
+            each = cfg.pairs.max_pairs or f"about {count}"
+            return [
+                f"{cfg.rounds.num_rounds} rounds, each with {each} pairs to judge, from answers to {count} prompts",
+                *sizes(cfg, "ppo"),
+            ]
+        case "compare":
+            return [
+                f"{cfg.evaluate.num_prompts} prompts, one answer of each model, at most {cfg.rollout.response_length} tokens each"
+            ]
         case "control":
             control, epochs = cfg.control, cfg.ppo.num_ppo_epochs
             parts, updates = control.num_rows // control.batch_size, control.num_updates
@@ -81,7 +92,7 @@ def sizes(cfg: Config, verb: str) -> list[str]:
         case "pairs":
             prompts = "all prompts" if cfg.pairs.max_prompts is None else f"at most {cfg.pairs.max_prompts} prompts"
             return [f"{cfg.pairs.num_answers} answers to {prompts}, at most {cfg.rollout.response_length} tokens each"]
-        case "evaluate":
+        case "evaluate" | "compare":
             best = f", and best of {cfg.evaluate.best_of}" if cfg.evaluate.best_of else ""
             answers = f"{cfg.evaluate.num_prompts} prompts, one answer of each model{best}"
             return [f"{answers}, at most {cfg.rollout.response_length} tokens each"]

@@ -90,6 +90,13 @@ def run_reward(path: str, **changed: Any) -> None:
     _run("reward", reward, path, PLAIN, {"train": PAIRS, "validation": PAIRS[:4]}, reward=settings)
 
 
+def run_chosen_pairs(path: str) -> None:
+    """5 batches of 3 prompts, the best of 3 answers against another; then the 7 least certain pairs, voted on in 3 batches."""
+    given = {"prompts": PROMPTS[:15], "annotator": prefer, "reward": score}
+    chosen = {"best_of": 3, "select": "uncertainty", "max_pairs": 7}
+    _run("pairs", pairs, path, PLAIN, given, pairs=chosen, rollout={"response_length": 5, "batch_size": 3})
+
+
 def run_pairs(path: str, stop_at: int = 0) -> None:
     """5 batches of 3 prompts, 3 answers each, every pair voted on."""
     given = {"prompts": PROMPTS[:15], "annotator": Called(prefer, stop_at)}
@@ -200,6 +207,7 @@ ALL = (
     run_sft,
     run_reward,
     run_pairs,
+    run_chosen_pairs,
     run_clip,
     run_penalty,
     run_control,

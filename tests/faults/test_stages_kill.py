@@ -14,11 +14,12 @@ import pytest
 from run_bytes import assert_equal_up_to_rounding, fingerprint
 from surefoot.runs import read_jsonl
 
-STAGES = ("sft", "reward", "pairs", "clip", "penalty", "control")
+STAGES = ("sft", "reward", "pairs", "chosen_pairs", "clip", "penalty", "control")
 SITES = {  # in the order in which a run meets them, so that each fires once in a chain of resumed runs
     "sft": "optimizer:2 checkpoint-files:3 checkpoint-rename:6 checkpoint-after:6 checkpoint-after:12 final-rename:12",
     "reward": "optimizer:1 checkpoint-rename:3 optimizer:5 checkpoint-after:6 checkpoint-files:8 final-rename:8",
     "pairs": "checkpoint-rename:3 checkpoint-after:6 checkpoint-rename:12 checkpoint-after:15",
+    "chosen_pairs": "checkpoint-rename:3 checkpoint-after:9 checkpoint-rename:18 checkpoint-after:21",
     "clip": "rollout:1 backward:1 checkpoint-files:1 rollout:2 checkpoint-rename:2 backward:3 checkpoint-after:4 final-rename:4",
     "penalty": "backward:2 checkpoint-files:2 checkpoint-after:2 rollout:3 backward:4 checkpoint-rename:4 final-rename:4",
     "control": "rollout:1 backward:2 checkpoint-rename:2 checkpoint-after:2 rollout:4 checkpoint-files:4 final-rename:6",
@@ -32,9 +33,11 @@ def test_the_same_seed_gives_the_same_bytes_and_what_was_made_is_among_them(
     expected, _, _ = whole(stage)
     assert stages.run(stage, tmp_path / "again")[0] == 0
     assert fingerprint(tmp_path / "again") == expected
-    made = {"pairs": {"votes"}, "control": {"final", "checkpoint-6/environments.safetensors"}}.get(
-        stage, {"final", "samples.jsonl"}
-    )
+    made = {
+        "pairs": {"votes"},
+        "chosen_pairs": {"votes", "samples.jsonl"},
+        "control": {"final", "checkpoint-6/environments.safetensors"},
+    }.get(stage, {"final", "samples.jsonl"})
     assert made <= set(expected)
 
 

@@ -18,6 +18,7 @@ from surefoot.config_file import load_config
 from surefoot.diagnostics.metrics import is_known, verdict_keys
 from surefoot.runs import load_manifest, read_jsonl
 from surefoot.stages import demo as stages_demo
+from surefoot.stages.chain import sft_config
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 PROMISED = (
@@ -46,9 +47,10 @@ SHORT = ("--sft.max_steps=4", "--reward.max_steps=4", "--ppo.total_episodes=256"
 
 def test_sft_of_the_demo_adapts_every_block_and_ppo_the_upper_half() -> None:
     cfg = load_config(None, [], verb="demo", preset="default")
-    sft, ppo = stages_demo._sft_config(cfg, tiny=False), stages_demo._ppo_config(cfg, Path("x"))
+    sft, ppo = sft_config(cfg), stages_demo._ppo_config(cfg, Path("x"))
     assert (sft.model.lora_layers, ppo.model.lora_layers) == (None, 15)
-    assert stages_demo._sft_config(cfg, tiny=True).model.tuning == "full"
+    tiny = load_config(None, ["--model.tuning=lora"], verb="demo", preset="tiny")
+    assert sft_config(tiny).model.tuning == "full"
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,13 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
         ChartSpec("Learning rate", ("lr",), ""),
     ),
+    "rounds": (
+        ChartSpec("Accuracy of the reward model", ("rounds/reward_accuracy",), "", level=0.5, is_share=True),
+        ChartSpec("KL to the SFT model", ("rounds/kl",), "nats a sequence"),
+        ChartSpec("Votes", ("rounds/votes", "rounds/pairs"), "votes, pairs"),
+        ChartSpec("Length of answers", ("rounds/length",), "tokens"),
+        ChartSpec("Distinct-2", ("rounds/distinct2",), ""),
+    ),
     "control": (
         ChartSpec("Episode return", ("rollout/ep_rew_mean", "eval/mean_reward"), "reward"),
         ChartSpec("KL of an update", ("train/kl_after", "train/approx_kl"), "nats a step", target="kl/beta_target"),
@@ -120,6 +127,11 @@ def charts(run: RunView) -> list[Chart]:
     shown = {key for spec in specs for key in spec.keys}
     specs[1:1] = [
         ChartSpec(f"Judge {key[6:]}", (key,), "") for key in run.recorded if key.startswith("judge/") and key not in shown
+    ]
+    specs[:0] = [
+        ChartSpec(f"Win rate by {key[9:]}", (key,), "", level=0.5, is_share=True)
+        for key in run.recorded
+        if key.startswith("win_rate/")
     ]
     return [chart for i, spec in enumerate(specs) if (chart := _chart(spec, run, f"chart-{run.kind}-{i}")) is not None]
 
@@ -199,7 +211,7 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
         others=others,
         healthy=main.healthy,
         what_to_do=main.what_to_do,
-        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")),
         description=". ".join(_words(key, *curve) for key, curve in curves.items()),
         table=_table(curves),
     )
@@ -224,14 +236,19 @@ def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter
     return go.Scatter(x=steps, y=values, mode="lines", name=name, meta={"role": "reference"}, hoverinfo="skip")
 
 
-def _figure(traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False) -> dict[str, Any]:
+_ACROSS = {"rounds": "round, 0 is the SFT model"}  # what a step is, where it has a name of its own
+
+
+def _figure(
+    traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False, across: str = "step"
+) -> dict[str, Any]:
     """A figure as plain JSON values, without Plotly's own template: the page lays its theme under it."""
     axis: dict[str, Any] = {"title": {"text": unit}} if unit else {}
     if is_share:
         axis |= {"tickformat": ".0%", "rangemode": "tozero"}
     if is_log:
         axis |= {"type": "log"}
-    figure = go.Figure(traces, layout={"yaxis": axis, "xaxis": {"title": {"text": "step"}}, "template": None})
+    figure = go.Figure(traces, layout={"yaxis": axis, "xaxis": {"title": {"text": across}}, "template": None})
     figure.update_layout(showlegend=len(traces) > 1)
     return dict(figure.to_plotly_json())
 

@@ -10,6 +10,7 @@ from surefoot.diagnostics.metric_tables import Metric
 from surefoot.diagnostics.metric_tables.control import CONTROL
 from surefoot.diagnostics.metric_tables.ppo import PPO
 from surefoot.diagnostics.metric_tables.ppo_health import PPO_HEALTH
+from surefoot.diagnostics.metric_tables.rounds import COMPARE, ROUNDS
 from surefoot.diagnostics.metric_tables.training import PAIRS, REWARD, SFT
 from surefoot.diagnostics.metric_tables.verdict import EVALUATION, VERDICT
 
@@ -20,6 +21,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "Supervised fine-tuning": SFT,
     "Reward model": REWARD,
     "Pairs": PAIRS,
+    "Rounds": ROUNDS,
+    "Comparison": COMPARE,
     "Control": CONTROL,
     "Verdict": VERDICT,
     "Evaluation of any two models": EVALUATION,
@@ -28,6 +31,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
 
 _KINDS = {"ppo": PPO + PPO_HEALTH, "sft": SFT, "reward": REWARD, "pairs": PAIRS, "control": CONTROL, "evaluate": EVALUATION}
+_KINDS |= {"rounds": ROUNDS, "compare": ROUNDS + COMPARE}
 
 _INTRODUCTION = """# Metrics
 

@@ -45,6 +45,8 @@ _TITLES = {
     "reward": "Reward model",
     "ppo": "PPO",
     "evaluate": "Evaluation",
+    "rounds": "Rounds",
+    "compare": "Comparison",
     "control": "PPO for control",
 }
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # no HTML file can hold these
@@ -166,7 +168,8 @@ def _stopped(run: RunView) -> str:
 
 def _missing(view: ReportView) -> list[str]:
     """One sentence for each part of a demo that is not there. A single run, an evaluation too, has no such parts."""
-    if view.verdict is None or [run.kind for run in view.stages] == ["evaluate"]:
+    kinds = [run.kind for run in view.stages]
+    if view.verdict is None or kinds == ["evaluate"] or "rounds" in kinds:
         return []
     sentences = []
     for kind, what in (("sft", "fine-tuning"), ("reward", "reward-model"), ("ppo", "PPO")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from surefoot.errors import RunError
 Row = Mapping[str, Any]
 
 STAGES = ("sft", "pairs", "reward", "ppo", "evaluate")
+_ROUND = re.compile(r"-[0-9]{1,6}$")
 _FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl")
 _VERBS = {"ppo_lm": "ppo", "ppo_control": "control", "overoptimize": "ppo"}
 
@@ -88,6 +90,7 @@ def read_report_view(path: Path) -> ReportView:
         verdict = as_verdict(figures)
     inner = [path / stage for stage in STAGES if _is_run(path / stage)]
     runs = [_read_run(folder, folder.name, folder.name, problems) for folder in inner]
+    runs += [run for stage in STAGES if (run := _read_rounds(path, stage, problems)) is not None]
     own = _read_run(path, path.resolve().name, None, problems) if _is_run(path) else None
     if own is not None and (not inner or own.metrics or own.samples):
         runs.append(own)
@@ -133,6 +136,28 @@ def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) ->
         manifest=manifest,
         config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
     )
+
+
+def _read_rounds(path: Path, stage: str, problems: list[str]) -> RunView | None:
+    """The runs STAGE-1, STAGE-2, ... of rounds as one on one axis: a round's steps follow those of the round before.
+
+    Manifest, settings and, of an evaluation, samples are the last round's. None where there are no rounds.
+    """
+    numbered = [(int(folder.name.partition("-")[2]), folder) for folder in path.glob(f"{stage}-*") if _ROUND.search(folder.name)]
+    parts = [_read_run(folder, stage, stage, problems) for _, folder in sorted(numbered) if _is_run(folder)]
+    if not parts:
+        return None
+    metrics: list[Row] = []
+    samples: list[Row] = []
+    offset = 0.0
+    for part in parts:
+        steps = [row["step"] for row in part.metrics if is_number(row.get("step"))]
+        for rows, moved in ((part.metrics, metrics), (part.samples, samples)):
+            moved += [{**row, "step": row["step"] + offset} if is_number(row.get("step")) else row for row in rows]
+        offset += max(steps, default=0)
+    last, timings = parts[-1], tuple(row for part in parts for row in part.timings)
+    kept = last.samples if stage == "evaluate" else tuple(samples)
+    return RunView(stage, stage, tuple(metrics), timings, kept, last.manifest, last.config)
 
 
 def _guess(metrics: tuple[Row, ...], samples: tuple[Row, ...]) -> str:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from surefoot.embedded.fetch import build_once, fetched, pinned_hash
 from surefoot.embedded.ratings import RatedSentence, load_ratings
-from surefoot.embedded.splits import opening_of, point_of, split_of
+from surefoot.embedded.splits import Split, opening_of, point_of, split_of
 from surefoot.errors import ModelError
 
 if TYPE_CHECKING:
@@ -76,20 +77,25 @@ class MiniLMJudge:
     """Ridge regression of human ratings on MiniLM's sentence vectors: predicted mean rating, about -4..4.
 
     The features are the mean-pooled states of all seven layers (pair accuracy 76 %; the last alone, tuned for topics, 74 %).
-    MiniLM is a BERT with word pieces: neither its weights nor its tokens are the policy's. Only sentences of the set "judge"
-    are used. Fitted on first use (half a minute on two quiet cores, 91 MB) and cached.
+    MiniLM is a BERT with word pieces: neither its weights nor its tokens are the policy's. Only sentences of the set `split`
+    are used: "judge" for evaluation, "train" for simulated raters, which then share no rating with the judge but the encoder.
+    Fitted on first use (half a minute on two quiet cores, 91 MB) and cached.
 
     Raises: DataError or ModelError, one line, when something must be fetched and cannot be.
     """
 
     name = "minilm"
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, split: Split = "judge") -> None:
         from safetensors.torch import load_file
 
         pins = f"{pinned_hash('minilm')[:8]}-{pinned_hash('ratings')[:8]}"
         folder = folder or build_once(f"minilm-judge-{pins}-{_LAYOUT}", _fetch_and_fit)
         self._encoder = _Encoder(folder)
+        if split != "judge":
+            folder = build_once(
+                f"minilm-{split}-{pins}-{_LAYOUT}", partial(_fit_head, sentences=_set_of(split), encoder=self._encoder)
+            )
         self._head = load_file(folder / "head.safetensors")
         self.fit = Fit(**json.loads((folder / "fit.json").read_text(encoding="utf-8")))
 
@@ -174,7 +180,11 @@ class _Encoder:
 
 def _fetch_and_fit(folder: Path) -> None:
     _fetch_encoder(folder)
-    _fit_head(folder, [one for one in load_ratings() if split_of(one.text) == "judge"])
+    _fit_head(folder, _set_of("judge"))
+
+
+def _set_of(split: Split) -> list[RatedSentence]:
+    return [one for one in load_ratings() if split_of(one.text) == split]
 
 
 def _fetch_encoder(folder: Path) -> None:
@@ -184,10 +194,10 @@ def _fetch_encoder(folder: Path) -> None:
                 (folder / Path(name).name).write_bytes(archive.read(name))
 
 
-def _fit_head(folder: Path, sentences: Sequence[RatedSentence]) -> None:
+def _fit_head(folder: Path, sentences: Sequence[RatedSentence], encoder: _Encoder | None = None) -> None:
     from safetensors.torch import save_file
 
-    features = _Encoder(folder).features([one.text for one in sentences])
+    features = (encoder or _Encoder(folder)).features([one.text for one in sentences])
     ratings = torch.tensor([one.mean for one in sentences])
     head, fit = fit_ridge(features, ratings, [opening_of(one.text) for one in sentences])
     save_file(head, folder / "head.safetensors")

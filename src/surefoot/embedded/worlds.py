@@ -94,6 +94,14 @@ def opened(text: str) -> dict[str, Any]:
     return {"prompt": " ".join(words[:PROMPT_WORDS]), "completion": " " + " ".join(words[PROMPT_WORDS:])}
 
 
+def preference_rows(votes: Rows) -> Rows:
+    """Votes as rows to learn from, or to be tested on: a tie is a share of one half."""
+    return [
+        {"prompt": v["prompt"], "chosen": v["chosen"], "rejected": v["rejected"], "target": 0.5 if v["tie"] else 1.0}
+        for v in votes
+    ]
+
+
 def store_votes(path: Path, votes: Rows) -> str:
     """Puts ratings as votes into a preference store, each pair once; returns the digest of the votes."""
     from surefoot.preferences.store import PreferenceStore

@@ -8,6 +8,7 @@ adapter only the head is read, and no second copy of the weights is loaded. With
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from surefoot.errors import ModelError
 from surefoot.lm.adapters import plain_state_dict
 from surefoot.lm.backbone import Backbone, cut_config, save_weights
 from surefoot.lm.roles import RewardScorer
-from surefoot.lm.tokens import Codec, pad_right, reward_row
+from surefoot.lm.tokens import Codec, last_states, pad_right, reward_row
 from surefoot.types import Completions, Prompts, Scores
 
 SIDECAR = "reward.json"
@@ -83,6 +84,11 @@ class SharedRewardModel:
         raw = _in_batches(self.scorer, rows, self.batch_size)
         return _scores(raw, self.facts)
 
+    @torch.no_grad()
+    def features(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "B D"]:
+        """What the head reads of each answer."""
+        return _in_batches(self.scorer.features, _rows(prompts, completions, self.scorer.backbone.codec), self.batch_size)
+
 
 class SeparateRewardModel:
     """A sequence-classification model of any architecture. It reads sampled ids where `codec` is the policy's own, else text."""
@@ -92,11 +98,17 @@ class SeparateRewardModel:
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
+        return _scores(_in_batches(self._raw, self._read(prompts, completions), self.batch_size), self.facts)
+
+    @torch.no_grad()
+    def features(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "B D"]:
+        """The trunk's states at the last token of each answer."""
+        return _in_batches(self._states, self._read(prompts, completions), self.batch_size)
+
+    def _read(self, prompts: Prompts, completions: Completions) -> list[list[int]]:
         if self.reads_ids:
-            rows = _rows(prompts, completions, self.codec)
-        else:
-            rows = [self.text_row(p + c) for p, c in zip(prompts.text, completions.text, strict=True)]
-        return _scores(_in_batches(self._raw, rows, self.batch_size), self.facts)
+            return _rows(prompts, completions, self.codec)
+        return [self.text_row(p + c) for p, c in zip(prompts.text, completions.text, strict=True)]
 
     def text_row(self, text: str) -> list[int]:
         ids: list[int] = self.codec.tokenizer(text, truncation=True, max_length=self.codec.context)["input_ids"]
@@ -107,6 +119,13 @@ class SeparateRewardModel:
         device = next(self.model.parameters()).device
         logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
         return logits[:, 0].float()
+
+    def _states(self, rows: list[list[int]]) -> Float[Tensor, "B D"]:
+        ids, mask = pad_right(rows, self.codec.pad_id)
+        device = next(self.model.parameters()).device
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        states: Tensor = trunk(input_ids=ids.to(device), attention_mask=mask.long().to(device)).last_hidden_state
+        return last_states(states, mask.sum(1).to(device)).float()
 
 
 def load_reward_model(
@@ -167,14 +186,11 @@ def _rows(prompts: Prompts, completions: Completions, codec: Codec) -> list[list
     ]
 
 
-def _in_batches(raw: Any, rows: list[list[int]], batch_size: int) -> Float[Tensor, " B"]:
-    """Raw scores in the order of `rows`; like lengths are scored together."""
+def _in_batches(read: Callable[[list[list[int]]], Tensor], rows: list[list[int]], batch_size: int) -> Float[Tensor, "B ..."]:
+    """What `read` says of each row, in the order of `rows`; like lengths are read together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    out = torch.zeros(len(rows))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        out[part] = raw([rows[i] for i in part]).cpu()
-    return out
+    parts = [read([rows[i] for i in order[start : start + batch_size]]).cpu() for start in range(0, len(order), batch_size)]
+    return torch.cat(parts)[torch.tensor(order).argsort()] if parts else torch.zeros(0)
 
 
 def _scores(raw: Float[Tensor, " B"], facts: RewardFacts) -> Scores:

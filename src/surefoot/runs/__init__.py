@@ -11,7 +11,7 @@ with RunFolder.open(path, verb="sft", cfg=cfg) as folder:
     folder.finish()
 """
 
-from surefoot.runs.checkpoint import State
+from surefoot.runs.checkpoint import State, saved_state
 from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
 from surefoot.runs.folder import RunFolder
 from surefoot.runs.jsonl import read_jsonl
@@ -28,6 +28,7 @@ __all__ = [
     "load_manifest",
     "read_jsonl",
     "restore_optimizer",
+    "saved_state",
     "validate_name",
     "write_atomic",
 ]

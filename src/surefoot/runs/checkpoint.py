@@ -231,3 +231,17 @@ def _read_tensors(folder: Path, name: str, entry: Mapping[str, Any]) -> dict[str
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise DamagedCheckpoint(f"{name} is no safetensors file ({error})") from error
+
+
+def saved_state(run: Path) -> State:
+    """The state of the newest checkpoint of the run folder `run` whose hashes hold, read by another run.
+
+    Raises:
+        RunError: there is none.
+    """
+    for _, path in checkpoints_in(run):
+        try:
+            return read_checkpoint(path).state
+        except DamagedCheckpoint:
+            continue
+    raise RunError(f"{run} holds no checkpoint that can be trusted. Name another run folder, or run it again.")

@@ -5,21 +5,20 @@ Each stage is a run folder of its own inside the demo's, so an interrupted demo 
 
 from __future__ import annotations
 
-import gc
 import json
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from surefoot.config import Config
 from surefoot.diagnostics.report import verdict_words, write_report
-from surefoot.embedded.worlds import DemoWorld, real_world, store_votes, tiny_world
+from surefoot.embedded.worlds import preference_rows, real_world, store_votes, tiny_world
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import evaluate, ppo_lm, reward, sft
+from surefoot.stages.chain import on_model, run_stage, sft_config
 
 NUM_SENTENCES = 3_000  # more than SFT reads, with a tenth held out
 
@@ -33,12 +32,12 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | No
     trained = models or root
     digest = store_votes(trained / "preferences.db", world.votes)
     stages: list[tuple[str, Callable[..., None], Config, Mapping[str, Any]]] = [
-        ("sft", sft.run, _sft_config(cfg, tiny), {"train": world.sentences[:NUM_SENTENCES]}),
+        ("sft", sft.run, sft_config(cfg), {"train": world.sentences[:NUM_SENTENCES]}),
         (
             "reward",
             reward.run,
-            _on(cfg, root / "sft/final", "reward", store=str(root / "preferences.db")),
-            {"validation": _rows(world)},
+            on_model(cfg, root / "sft/final", reward={"store": str(root / "preferences.db")}),
+            {"validation": preference_rows(world.held_out_votes)},
         ),
         ("ppo", ppo_lm.run, _ppo_config(cfg, trained), {"prompts": world.ppo_prompts, "judges": world.judges}),
         (
@@ -49,8 +48,7 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | No
         ),
     ]
     for name, stage, stage_cfg, given in stages if models is None else stages[2:]:
-        folder.check_stop()
-        _run_stage(folder, name, stage, stage_cfg, given, progress)
+        run_stage(folder, name, name, stage, stage_cfg, given, progress)
     verdict = _verdict(cfg, root, trained, world.main_judge)
     folder.write("verdict.json", json.dumps(verdict, indent=2) + "\n")
     report = write_report(root)
@@ -60,49 +58,13 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, *, models: Path | No
     progress.say(f"report: {report}")
 
 
-def _run_stage(
-    folder: RunFolder, name: str, stage: Callable[..., None], cfg: Config, given: Mapping[str, Any], progress: Progress
-) -> None:
-    with RunFolder.open(folder.path / name, verb=name, cfg=cfg, resume="auto") as inner:
-        if inner.is_done:
-            progress.say(f"{name}: done before")
-            return
-        began = time.perf_counter()
-        try:
-            stage(cfg, inner, progress, **given)
-        finally:
-            line = json.dumps({"stage": name, "seconds": round(time.perf_counter() - began, 2)})
-            with (folder.path / "stages.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-    gc.collect()  # the stage's models are gone before the next one loads its own
-
-
-def _sft_config(cfg: Config, tiny: bool) -> Config:
-    """SFT from the base model, on all its blocks. Random weights give an adapter nothing to adapt: tiny is trained whole."""
-    model = cfg.model.model_copy(update={"tuning": "full"} if tiny else {"lora_layers": None})
-    return cfg.model_copy(update={"model": model})
-
-
-def _on(cfg: Config, model: Path, section: str, **settings: Any) -> Config:
-    """`cfg` on the model of an earlier stage, with some settings of one section."""
-    changed = getattr(cfg, section).model_copy(update=settings)
-    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": str(model)}), section: changed})
-
-
 def _ppo_config(cfg: Config, root: Path) -> Config:
-    return _on(cfg, root / "sft/final", "reward_source", source=str(root / "reward/final"))
+    return on_model(cfg, root / "sft/final", reward_source={"source": str(root / "reward/final")})
 
 
 def _evaluate_config(cfg: Config, root: Path, trained: Path) -> Config:
-    with_reward = _on(cfg, root / "ppo/final", "reward_source", source=str(trained / "reward/final"))
-    return _on(with_reward, root / "ppo/final", "evaluate", against=str(trained / "sft/final"))
-
-
-def _rows(world: DemoWorld) -> list[dict[str, Any]]:
-    return [
-        {"prompt": v["prompt"], "chosen": v["chosen"], "rejected": v["rejected"], "target": 0.5 if v["tie"] else 1.0}
-        for v in world.held_out_votes
-    ]
+    source, against = str(trained / "reward/final"), str(trained / "sft/final")
+    return on_model(cfg, root / "ppo/final", reward_source={"source": source}, evaluate={"against": against})
 
 
 def _verdict(cfg: Config, root: Path, trained: Path, judge: str) -> dict[str, Any]:

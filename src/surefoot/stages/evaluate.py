@@ -16,10 +16,9 @@ from surefoot.diagnostics.text import distinct_n, duplicate_share
 from surefoot.errors import RewardError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
-from surefoot.lm.logits import token_statistics
-from surefoot.lm.tokens import Context, joined_rows, states_before
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder
+from surefoot.stages.answers import sequence_kl
 from surefoot.stages.inputs import digest
 from surefoot.stages.judging import Judge, verdicts
 from surefoot.types import Completions, Prompts, RewardSource, RolloutEngine, Scores
@@ -74,7 +73,7 @@ def steps(parts: EvaluateParts, cfg: Config, folder: RunFolder | None = None) ->
         after, before = sides
         if folder is not None:
             folder.check_stop()
-        kl = sequence_kl(parts, prompts, after.completions, cfg.rollout.temperature)
+        kl = sequence_kl(parts.policy, parts.reference, prompts, after.completions, cfg.rollout.temperature)
         yield EvaluateStep(start + len(prompts), total, before, after, kl, _best_of_n(parts, prompts, cfg, start))
 
 
@@ -110,23 +109,6 @@ def _best_of_n(parts: EvaluateParts, prompts: Prompts, cfg: Config, start: int) 
         completions.version,
     )
     return _answers(parts, prompts, chosen)
-
-
-@torch.no_grad()
-def sequence_kl(parts: EvaluateParts, prompts: Prompts, completions: Completions, temperature: float) -> list[float]:
-    """log pi_theta(y|x) - log pi_SFT(y|x) of each sampled answer: k1, whose mean is KL(policy || SFT), nats a sequence."""
-    logps = [_logp(model, prompts, completions, temperature) for model in (parts.policy, parts.reference)]
-    return (logps[0] - logps[1]).sum(1).tolist()
-
-
-def _logp(model: Backbone, prompts: Prompts, completions: Completions, temperature: float) -> torch.Tensor:
-    mask, ids = completions.mask.to(model.device), completions.ids.to(model.device)
-    rows, lengths = joined_rows(
-        Context(prompts.ids.to(model.device), prompts.mask.to(model.device), mask), ids, model.codec.pad_id
-    )
-    states = states_before(model.hidden(rows, None), lengths, ids.shape[1])[:, :-1]
-    logp, _ = token_statistics(states[mask], ids[mask], model.head(temperature))
-    return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, logp).cpu()
 
 
 def result_rows(step: EvaluateStep) -> Iterator[dict[str, object]]:

@@ -1,13 +1,12 @@
 """Answers for people to choose between (8.3.5, second stage):
 
-a model writes two or more to a prompt, and the store queues them.
+models write two or more to a prompt, pairs of them are chosen, and the store queues them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,123 +14,173 @@ import torch
 
 from surefoot.config import Config
 from surefoot.errors import RewardError, told
-from surefoot.lm.batches import PromptSet, text_of
-from surefoot.preferences import Choice, PreferenceStore
+from surefoot.lm.batches import text_of
+from surefoot.preferences import CHOICES, Choice, PreferenceStore
 from surefoot.progress import Progress
-from surefoot.runs import RunFolder, State
-from surefoot.stages.inputs import digest
-from surefoot.types import Completions, Prompts, RolloutEngine
+from surefoot.runs import RunFolder, State, read_jsonl
+from surefoot.stages.answers import Author
+from surefoot.stages.inputs import digest, source_digest
+from surefoot.stages.selection import Answer, Candidate, Judgement, candidates, chosen, judged_answers
 
-Annotator = Callable[[str, str, str], str]  # (prompt, a, b) -> "a", "b" or "tie"
+# (prompt, a, b) -> "a", "b", "tie", "both_bad" or "skip"; or ("a" or "b", strength from 1 to 4)
+Annotator = Callable[[str, str, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class PairsParts:
-    """Who answers, what is asked, and who votes, if anybody does now."""
+    """Who answers, by what pairs are ranked, and who votes, if anybody does now. `tag` stands before each pair's reason."""
 
-    engines: Sequence[tuple[str, RolloutEngine]]  # (model name, engine)
-    prompts: PromptSet
-    pad_id: int
+    authors: Sequence[Author]
+    judgement: Judgement
     annotator: tuple[str, Annotator] | None
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PairsStep:
-    """The answers to one batch of prompts, and how many pairs and votes they became."""
+    """A batch of prompts that was answered, or of chosen pairs that was queued: how many pairs and votes the store got."""
 
     done: int
     total: int
-    prompts: Prompts
-    answers: list[tuple[str, Completions]]  # (model name, one answer a prompt)
+    num_candidates: int
     num_pairs: int
     num_votes: int
 
 
 def total_prompts(parts: PairsParts, cfg: Config) -> int:
-    return min(len(parts.prompts), cfg.pairs.max_prompts or len(parts.prompts))
+    prompts = len(parts.authors[0].prompts)
+    return min(prompts, cfg.pairs.max_prompts or prompts)
 
 
 def steps(parts: PairsParts, cfg: Config, store: PreferenceStore, folder: RunFolder | None = None) -> Iterator[PairsStep]:
-    """Yields a batch of prompts at a time.
+    """Yields a batch of prompts at a time, and where pairs are chosen, then a batch of those.
 
-    A batch's chance comes from (seed, first prompt), so a repeated batch is the same one.
+    A batch's chance comes from (seed, first prompt), so a repeated batch is the same one. Pairs can be chosen only once all are
+    there: until then candidates stand in samples.jsonl, not in the store.
     """
-    total, size, done = total_prompts(parts, cfg), cfg.rollout.batch_size, 0
+    total, size, done, queued = total_prompts(parts, cfg), cfg.rollout.batch_size, 0, 0
     if folder is not None and (state := folder.restore()) is not None:
-        done = int(state.values["done"])
+        done, queued = int(state.values["done"]), int(state.values["queued"])
+    every = _earlier(folder) if done else []
+    waits = cfg.pairs.max_pairs is not None
     for start in range(done, total, size):
         index = range(start, min(start + size, total))
-        prompts = parts.prompts.take(index, parts.pad_id)
-        generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + start)
-        answers = []
-        for k in range(cfg.pairs.num_answers):
-            name, engine = parts.engines[k % len(parts.engines)]
-            answers.append((name, engine.generate(prompts, generator)))
-            if folder is not None:
-                folder.check_stop()  # nothing of this batch is in the store yet
-        with store.batch():  # all of a batch or nothing, so a killed run leaves no half of one
-            num_pairs, num_votes = _queue(parts, cfg, store, index, answers)
-        step = PairsStep(index.stop, total, prompts, answers, num_pairs, num_votes)
+        found = _answered(parts, cfg, index, folder)
+        num_pairs, num_votes = (0, 0) if waits else _queue(parts, cfg, store, found)
+        every += found if waits else []
         if folder is not None:
-            folder.record(index.stop, {"pairs": num_pairs, "votes": num_votes})
-            folder.save(index.stop, State(tensors={}, values={"done": index.stop}))
-            folder.check_stop()
-        yield step
+            folder.record(index.stop, {"candidates": len(found), "pairs": num_pairs, "votes": num_votes})
+            folder.samples(index.stop, [candidate.as_row() for candidate in found] if waits else [])
+            _save(folder, index.stop, done=index.stop, queued=0)
+        yield PairsStep(index.stop, total, len(found), num_pairs, num_votes)
+    picked = chosen(every, cfg.pairs.max_pairs or 0)
+    for start in range(queued, len(picked), size):
+        part = picked[start : start + size]
+        num_pairs, num_votes = _queue(parts, cfg, store, part)
+        step = total + start + len(part)
+        if folder is not None:
+            folder.record(step, {"candidates": 0, "pairs": num_pairs, "votes": num_votes})
+            _save(folder, step, done=total, queued=start + len(part))
+        yield PairsStep(step, total + len(picked), 0, num_pairs, num_votes)
 
 
-def _queue(
-    parts: PairsParts, cfg: Config, store: PreferenceStore, index: range, answers: list[tuple[str, Completions]]
-) -> tuple[int, int]:
-    num_pairs = num_votes = 0
+def _earlier(folder: RunFolder | None) -> list[Candidate]:
+    return [] if folder is None else [Candidate.of_row(row) for row in read_jsonl(folder.path / "samples.jsonl")]
+
+
+def _save(folder: RunFolder, step: int, *, done: int, queued: int) -> None:
+    folder.save(step, State(tensors={}, values={"done": done, "queued": queued}))
+    folder.check_stop()
+
+
+def _answered(parts: PairsParts, cfg: Config, index: range, folder: RunFolder | None) -> list[Candidate]:
+    """The candidates that the prompts at `index` give."""
+    chance = torch.Generator().manual_seed(cfg.seed * 1_000_003 + index.start)
+    answers: list[list[Answer]] = []
+    for k in range(cfg.pairs.best_of or cfg.pairs.num_answers):
+        who = k % len(parts.authors)
+        said = parts.authors[who].answer(index, chance)
+        answers.append(judged_answers(parts.judgement, parts.authors, who, index, said))
+        if folder is not None:
+            folder.check_stop()  # nothing of this batch is in the store yet
+    found: list[Candidate] = []
+    for row, place in enumerate(index):
+        found += candidates([column[row] for column in answers], place, cfg.pairs, cfg.seed)
+    return found
+
+
+def _queue(parts: PairsParts, cfg: Config, store: PreferenceStore, found: Sequence[Candidate]) -> tuple[int, int]:
+    """Puts candidates into the store, with votes where somebody votes now: all of them or none, so no kill leaves a half."""
     sampling = {
         "temperature": cfg.rollout.temperature,
         "top_p": cfg.rollout.top_p,
         "response_length": cfg.rollout.response_length,
     }
-    for row, place in enumerate(index):
-        prompt_row = parts.prompts.rows[place]
-        prompt = store.add_prompt(prompt_row.prompt)
-        written: dict[str, int] = {}
-        for name, completions in answers:
-            text = completions.text[row]
-            if text.strip() and text not in written:  # an empty or repeated answer gives nothing to choose between
-                ids = completions.ids[row][completions.mask[row]].tolist()
-                written[text] = store.add_answer(prompt, text, model=name, sampling=sampling, token_ids=ids)
-        for (text_a, a), (text_b, b) in combinations(written.items(), 2):
-            pair = store.add_pair(prompt, a, b, reason="random")
-            num_pairs += 1
+    reason = parts.tag + (f"best of {cfg.pairs.best_of}, " if cfg.pairs.best_of else "") + cfg.pairs.select
+    num_votes = 0
+    with store.batch():
+        for candidate in found:
+            content = parts.authors[0].prompts.rows[candidate.place].prompt
+            prompt, numbers = store.add_prompt(content), []
+            for answer in (candidate.a, candidate.b):
+                author = parts.authors[answer.author]
+                numbers.append(
+                    store.add_answer(
+                        prompt,
+                        answer.text,
+                        model=author.name,
+                        model_hash=author.backbone.fingerprint,
+                        sampling=sampling,
+                        token_ids=answer.token_ids,
+                    )
+                )
+            pair = store.add_pair(prompt, *numbers, reason=reason)
             if parts.annotator is not None:
                 name, annotator = parts.annotator
-                store.vote(
-                    pair,
-                    _choice(name, annotator, text_of(prompt_row.prompt), text_a, text_b),
-                    source=f"function:{name}",
-                    idempotency_key=f"{name}-{pair}",
-                )
+                choice, strength = said_by(name, annotator, text_of(content), candidate.a.text, candidate.b.text)
+                key = f"{name}-{pair}"
+                store.vote(pair, choice, source=f"function:{name}", strength=strength, idempotency_key=key)
                 num_votes += 1
-    return num_pairs, num_votes
+    return len(found), num_votes
 
 
-def _choice(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> Choice:
+def said_by(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> tuple[Choice, int | None]:
+    """The annotator's choice, and its strength where it gives one.
+
+    Raises: RewardError where it raises, or says something else.
+    """
     try:
-        said: object = annotator(prompt, a, b)
+        said: Any = annotator(prompt, a, b)
     except (Exception, SystemExit) as error:  # an annotator may be anybody's function
         raise RewardError(f"annotator {name} raised {told(error)}. No vote of this batch of prompts was stored.") from error
-    if said not in ("a", "b", "tie", "both_bad", "skip"):
-        raise RewardError(f"annotator {name} returned {said!r}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip'.")
-    return said
+    choice, strength = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
+    fits = strength is None or (choice in ("a", "b") and type(strength) is int and 1 <= strength <= 4)
+    if choice not in CHOICES or not fits:
+        raise RewardError(
+            f"annotator {name} returned {said!r}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip', or ('a', STRENGTH) or "
+            "('b', STRENGTH) with a strength of 1, 2, 3 or 4."
+        )
+    return choice, strength
+
+
+def inputs(parts: PairsParts, cfg: Config) -> dict[str, str]:
+    """What the run was made from, as hashes for its manifest."""
+    models = {author.name: author.backbone.fingerprint for author in parts.authors}
+    reward = {"reward": source_digest(cfg.reward_source.source)} if parts.judgement.reward is not None else {}
+    return {"prompts": digest(parts.authors[0].prompts.ids), "models": digest(models.items()), **reward}
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_pairs
 
     parts = build_pairs(cfg, progress.say, **given)
-    folder.declare({"prompts": digest(parts.prompts.ids)})
+    folder.declare(inputs(parts, cfg))
     path = Path(cfg.pairs.store) if cfg.pairs.store else folder.path / "preferences.db"
     progress.start("pairs", total_prompts(parts, cfg), "prompts")
     with PreferenceStore.open(path) as store:
         for step in steps(parts, cfg, store, folder):
             progress.update(step.done, {"pairs": step.num_pairs, "votes": step.num_votes})
         counts = store.counts()
-    progress.say(f"{path}: {counts.pairs} pairs, {counts.votes} votes")
-    folder.finish(store=str(path))
+    queued = sum(int(row["pairs"]) for row in read_jsonl(folder.path / "metrics.jsonl"))
+    progress.say(f"{path}: {queued} pairs of this run; {counts.pairs} pairs and {counts.votes} votes in all")
+    folder.finish(store=str(path), pairs=queued)

@@ -6,19 +6,29 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import TrainingError
+from surefoot.errors import ConfigError, TrainingError
 from surefoot.faults import fault_point
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import make_optimizer, set_learning_rates, trainable_names
 from surefoot.ppo import next_coefficient, ppo_update
 from surefoot.progress import Progress
-from surefoot.runs import RunFolder, State, flatten_optimizer, read_jsonl, restore_optimizer
+from surefoot.runs import (
+    RunFolder,
+    State,
+    flatten_optimizer,
+    hash_folder,
+    load_manifest,
+    read_jsonl,
+    restore_optimizer,
+    saved_state,
+)
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
@@ -263,6 +273,33 @@ def _load(
     return replace(_Progress(**values), running=running)
 
 
+def start_from(policy: LanguageActorCritic, run: Path) -> None:
+    """Puts policy and critic where the PPO run in the folder `run` left them. The reference stays the model as it is.
+
+    Raises:
+        ConfigError: the folder holds no finished PPO run, one on another model, or one that trained other weights.
+    """
+    manifest = load_manifest(run)
+    what = f"ppo.start = {str(run)!r}"
+    if manifest["verb"] != "ppo" or manifest["status"] != "done":
+        raise ConfigError(
+            f"{what} holds a run of {manifest['verb']} ({manifest['status']}), not a finished one of ppo. Name one."
+        )
+    if not policy.backbone.fingerprint or manifest["inputs"].get("model") != policy.backbone.fingerprint:
+        raise ConfigError(f"{what} was trained on another model than model.name. Name the model that both begin from.")
+    found = saved_state(run)
+    weights = found.tensors["weights"]
+    own = dict(_trained(policy))
+    if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ConfigError(
+            f"{what} trained other weights ({len(weights)} tensors; here {len(own)}). Use its model.tuning, model.lora_rank, "
+            "model.lora_layers and ppo.critic."
+        )
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(weights[name])
+
+
 def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]]:
     both = [*policy.named_policy_parameters(), *policy.named_critic_parameters()]
     return [(name, p) for name, p in both if p.requires_grad]
@@ -271,7 +308,8 @@ def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
     reward = source_digest(cfg.reward_source.source)
-    return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward}
+    start = {} if cfg.ppo.start is None else {"start": hash_folder(Path(cfg.ppo.start) / "final")}
+    return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward, **start}
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:

@@ -20,6 +20,7 @@ from surefoot.lm.batches import PairRow
 from surefoot.lm.roles import RewardScorer
 from surefoot.progress import Progress
 from surefoot.rewards.model import RewardFacts, save_reward_model
+from surefoot.rewards.novelty import TrainedOn, trained_on
 from surefoot.runs import RunFolder, has_progress
 from surefoot.stages.cards import write_card
 from surefoot.stages.inputs import digest
@@ -136,6 +137,20 @@ def normalisation(task: RankingTask, batch_size: int, heed: Heed = unheeding) ->
 
 
 @torch.no_grad()
+def feature_statistics(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> TrainedOn:
+    """Mean and covariance of what the head reads of the answers trained on, each once."""
+    rows = sorted({row for pair in task.pairs for row in (pair.chosen, pair.rejected)}, key=lambda row: (len(row), row))
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(rows), batch_size):
+            heed()
+            part = rows[start : start + batch_size]
+            yield task.scorer.features([list(row) for row in part]) if task.features is None else task.features.of(part)
+
+    return trained_on(batches())
+
+
+@torch.no_grad()
 def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
     """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
     decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
@@ -187,9 +202,11 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     size = cfg.reward.batch_size
     mean, deviation = normalisation(parts.train, size, folder.check_stop) if cfg.reward.normalize else (0.0, 1.0)
     figures = held_out_figures(parts.validation, size, folder.check_stop)
+    seen = feature_statistics(parts.train, size, folder.check_stop)
     backbone = parts.scorer.backbone
     facts = RewardFacts(cfg.reward.method, parts.scorer.layer, backbone.fingerprint, mean, deviation)
     with folder.final() as final:
         save_reward_model(parts.scorer, facts, final)
+        seen.save(final)
         write_card(final, "reward", cfg, backbone.source, figures)
     folder.finish(base=backbone.source, held_out=figures, **({"votes": votes.facts} if votes else {}))

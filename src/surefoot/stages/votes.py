@@ -1,8 +1,8 @@
 """The exact votes that a reward model learns from: read once, kept beside the run, compared with the store later.
 
-A store goes on growing while a reward model is trained and afterwards: votes are added, others are taken back. So a run reads the
-store once, writes what it read into votes.jsonl and pins the sha256 of the votes in its manifest. A resumed run reads votes.jsonl,
-not the store, and `moved_on` says how the store differs from what a finished run has seen.
+A store goes on growing while a reward model is trained and afterwards: votes are added, others are taken back. So a run reads
+the store once, writes what it read into votes.jsonl and pins the sha256 of the votes in its manifest. A resumed run reads
+votes.jsonl, not the store, and `moved_on` says how the store differs from what a finished run has seen.
 """
 
 from __future__ import annotations

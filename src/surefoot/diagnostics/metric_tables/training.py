@@ -183,6 +183,17 @@ REWARD = (
 
 PAIRS = (
     Metric(
+        "candidates",
+        "Candidate pairs",
+        "Pairs of different answers that this batch of prompts gave, of which pairs.select takes pairs.max_pairs at the end; 0 "
+        "in the steps that queue what was chosen.",
+        "count",
+        "none: a count",
+        "pairs",
+        "num_answers (num_answers - 1) / 2 for each prompt of the batch; 1 with best_of",
+        "Far fewer: the model gives the same answer twice; raise the temperature.",
+    ),
+    Metric(
         "pairs",
         "Pairs stored",
         "Pairs of different answers that this batch of prompts added to the store.",
