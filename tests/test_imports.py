@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "lm": ("core types config", "torch jaxtyping transformers peft tokenizers safetensors gguf"),
     "rollout": ("types config lm", "torch jaxtyping transformers"),
     "rewards": ("types config lm", "torch jaxtyping transformers safetensors"),
-    "preferences": ("config", "fastapi uvicorn jinja2 starlette"),  # no torch: an annotator's laptop
+    "preferences": ("config", "fastapi uvicorn jinja2 starlette pydantic"),  # no torch: an annotator's laptop
     "runtime": ("types config", "torch safetensors"),
     "runs": ("types config", "torch safetensors yaml"),
     "diagnostics": ("core types runs", "torch jinja2 markupsafe plotly"),

@@ -3,7 +3,8 @@
 Several faults are separated by commas; `*` stands for any step. Kinds that happen here: `kill` (SIGKILL), `term` and
 `int` (the signal is sent to this process, which goes on), `raise`. Every other kind (`nan`, ...) is handed back to the caller,
 who applies it.
-Sites: rollout, backward, optimizer (stages); checkpoint-files, checkpoint-rename, checkpoint-after, final-rename (run folders).
+Sites: rollout, backward, optimizer (stages); checkpoint-files, checkpoint-rename, checkpoint-after, final-rename (run folders),
+vote-arrived, vote-stored (the annotation server, by the number of the ballot).
 """
 
 from __future__ import annotations

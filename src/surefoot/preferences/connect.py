@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from surefoot.errors import DataError
-from surefoot.preferences.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from surefoot.preferences.schema import APPLICATION_ID, SCHEMA_VERSION, UPGRADES
 
 
 def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connection:
@@ -36,13 +36,18 @@ def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connect
 
 
 def _check_or_create(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
-    if not _is_store(connection, path):
+    """Makes the tables of a new store, and brings those of an older version up to date, whole or not at all."""
+    version = _version(connection, path)
+    if version == SCHEMA_VERSION:
+        return
+    if version == 0:
         _journal_ahead(connection, busy_seconds)
-        connection.execute("BEGIN IMMEDIATE")
-        if not _is_store(connection, path):  # another process may have been first
-            for statement in _statements(SCHEMA):
-                connection.execute(statement)
-        connection.execute("COMMIT")
+    connection.execute("BEGIN IMMEDIATE")
+    for following in range(_version(connection, path) + 1, SCHEMA_VERSION + 1):  # another process may have been first
+        for statement in _statements(UPGRADES[following]):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
 
 
 def _journal_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
@@ -58,8 +63,8 @@ def _journal_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
             time.sleep(0.01)
 
 
-def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
-    """True for a store of a known version, False for an empty file.
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a store, 0 for an empty file.
 
     Raises:
         DataError: another program's SQLite file, or a store of a newer version.
@@ -72,10 +77,10 @@ def _is_store(connection: sqlite3.Connection, path: Path) -> bool:
                 f"{path} was written by a newer Surefoot (store version {version}; this one reads up to {SCHEMA_VERSION}). "
                 "Upgrade with `pip install -U surefoot`."
             )
-        return True
+        return int(version)
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise DataError(f"{path} is an SQLite file of another program, not a preference store. Name another file.")
-    return False
+    return 0
 
 
 def _statements(script: str) -> Iterator[str]:

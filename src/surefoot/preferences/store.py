@@ -24,9 +24,17 @@ from typing import Any, Self
 from surefoot.content import Content, canonical, checked_content, content_hash, sha256_of
 from surefoot.errors import DataError
 from surefoot.preferences.connect import clear_errors, connect
-from surefoot.preferences.votes import CHOICES, Choice, Preference, Side, Vote, checked_source, outcome
+from surefoot.preferences.votes import CHOICES, Choice, Kind, Preference, Side, Vote, checked_source, outcome
 
-VOTE_COLUMNS = "v.id, v.pair, v.choice, v.source, v.left_side, v.strength, v.margin, v.share, v.created"
+VOTE_NAMES = "id, pair, choice, source, left_side, strength, margin, share, created, kind, seconds, tags, note"
+VOTE_COLUMNS = ", ".join(f"v.{name}" for name in VOTE_NAMES.split(", "))
+NUM_VOTE_COLUMNS = len(VOTE_NAMES.split(", "))
+
+
+def vote_of(row: Sequence[Any]) -> Vote:
+    """A row of VOTE_COLUMNS as a vote."""
+    columns = [*row[:-2], tuple(json.loads(row[-2])), row[-1]]
+    return Vote(*columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +91,10 @@ class PreferenceStore:
         self.close()
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Commits once at the end in place of once a call; on an exception nothing of it stays. For imports, not for people.
+    def batch(self) -> Iterator[sqlite3.Connection]:
+        """Commits once at the end in place of once a call; on an exception nothing of it stays. Yields the connection.
 
-        Other threads of this store wait until the batch ends.
+        Other threads of this store wait until the batch ends, other processes until they may write.
         """
         with self._lock, clear_errors(self.path):
             outermost = self._depth == 0
@@ -94,7 +102,7 @@ class PreferenceStore:
                 self._connection.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
-                yield
+                yield self._connection
                 if outermost:
                     self._connection.execute("COMMIT")
             except BaseException:
@@ -162,6 +170,11 @@ class PreferenceStore:
         margin: float | None = None,
         share: float | None = None,
         idempotency_key: str | None = None,
+        kind: Kind = "vote",
+        view: int | None = None,
+        seconds: float | None = None,
+        tags: Sequence[str] = (),
+        note: str = "",
     ) -> int:
         """Records a vote; returns its number once it is on the disk. A key that was seen before returns the first vote's number.
 
@@ -169,14 +182,15 @@ class PreferenceStore:
             DataError: unknown pair, choice, side or source; a strength outside 1 to 4; a key that belongs to a different vote.
         """
         _check_vote(choice, left, strength, margin, share)
-        content = (pair, choice, checked_source(source), left, strength, margin, share)
-        with self.batch():
-            if self._connection.execute("SELECT 1 FROM pairs WHERE id = ?", (pair,)).fetchone() is None:
+        reasons = json.dumps(list(tags), ensure_ascii=False)
+        content = (pair, choice, checked_source(source), left, strength, margin, share, kind, view, seconds, reasons, note)
+        with self.batch() as connection:
+            if connection.execute("SELECT 1 FROM pairs WHERE id = ?", (pair,)).fetchone() is None:
                 raise DataError(f"{self.path}: there is no pair {pair}.")
-            names = "pair, choice, source, left_side, strength, margin, share"
+            names = "pair, choice, source, left_side, strength, margin, share, kind, view, seconds, tags, note"
             if idempotency_key is not None:
                 query = f"SELECT id, {names} FROM votes WHERE idempotency_key = ?"
-                found = self._connection.execute(query, (idempotency_key,)).fetchone()
+                found = connection.execute(query, (idempotency_key,)).fetchone()
                 if found is not None:
                     if tuple(found[1:]) != content:
                         raise DataError(
@@ -204,15 +218,15 @@ class PreferenceStore:
             JOIN prompts ON prompts.id = p.prompt JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b
             WHERE NOT EXISTS (SELECT 1 FROM valid_votes v WHERE v.pair = p.id AND {told}) ORDER BY p.id LIMIT ?"""
         arguments = ([] if source is None else [source]) + [-1 if limit is None else limit]
-        with self._reader() as reader:
+        with self.reader() as reader:
             rows = reader.execute(query, arguments)
             return [Pair(id, json.loads(prompt), json.loads(a), json.loads(b), reason) for id, prompt, a, b, reason in rows]
 
     def votes(self) -> Iterator[Vote]:
         """All valid votes, oldest first, streamed from one snapshot."""
-        with self._reader() as reader:
+        with self.reader() as reader:
             for row in reader.execute(f"SELECT {VOTE_COLUMNS} FROM valid_votes v ORDER BY v.id"):
-                yield Vote(*row)
+                yield vote_of(row)
 
     def preferences(self) -> Iterator[Preference]:
         """One Preference a pair whose valid votes state one, in the order of the pairs, streamed from one snapshot.
@@ -222,31 +236,32 @@ class PreferenceStore:
         query = f"""SELECT {VOTE_COLUMNS}, prompts.content, substr(prompts.hash, 1, 16), a.content, b.content FROM valid_votes v
             JOIN pairs p ON p.id = v.pair JOIN prompts ON prompts.id = p.prompt
             JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b ORDER BY v.pair, v.id"""
-        with self._reader() as reader:
+        with self.reader() as reader:
             for _, group in groupby(reader.execute(query), key=lambda row: row[1]):
                 rows = list(group)
-                result = outcome([Vote(*row[:9]) for row in rows])
+                result = outcome([vote_of(row[:NUM_VOTE_COLUMNS]) for row in rows])
                 if result is None:
                     continue
-                prompt, key, a, b = rows[0][9:]
+                prompt, key, a, b = rows[0][NUM_VOTE_COLUMNS:]
                 chosen, rejected = (a, b) if result.chosen == "a" else (b, a)
                 texts = (json.loads(prompt), json.loads(chosen), json.loads(rejected))
                 yield Preference(*texts, result.margin, result.target, result.sources, key)
 
     def digest(self) -> str:
-        """sha256 of the exact valid votes: what each compares and says, and by whom; not when, nor in which order they came.
+        """sha256 of the exact votes that count: what each compares and says, and by whom; not when, nor in which order they came.
 
-        Two stores with equal votes have equal digests on any machine; a vote or an undo changes it.
+        Hidden repeats count nowhere. Two stores with equal votes have equal digests on any machine; a vote or an undo changes it.
         """
         query = """SELECT prompts.hash, a.hash, b.hash, v.choice, v.source, v.left_side, v.strength, v.margin, v.share
-            FROM valid_votes v JOIN pairs p ON p.id = v.pair JOIN prompts ON prompts.id = p.prompt
-            JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b"""
-        with self._reader() as reader:
-            hashes = sorted(hashlib.sha256(json.dumps(row).encode()).digest() for row in reader.execute(query))
+            , v.kind FROM valid_votes v JOIN pairs p ON p.id = v.pair JOIN prompts ON prompts.id = p.prompt
+            JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b WHERE v.kind <> 'repeat'"""
+        with self.reader() as reader:  # a plain vote is hashed without its kind: so it was before there were kinds
+            votes = (row[:-1] if row[-1] == "vote" else row for row in reader.execute(query))
+            hashes = sorted(hashlib.sha256(json.dumps(vote).encode()).digest() for vote in votes)
         return hashlib.sha256(b"".join(hashes)).hexdigest()
 
     def counts(self) -> Counts:
-        with self._reader() as reader:
+        with self.reader() as reader:
             tables = ("prompts", "answers", "pairs", "valid_votes", "undos")
             sizes = [reader.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
             grouped = "SELECT {0}, count(*) FROM valid_votes GROUP BY {0} ORDER BY {0}"
@@ -266,7 +281,7 @@ class PreferenceStore:
         return int(cursor.lastrowid or 0)
 
     @contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
+    def reader(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own inside one read transaction: a snapshot that later votes do not disturb."""
         with clear_errors(self.path), closing(connect(self.path, create=False, busy_seconds=self._busy_seconds)) as reader:
             reader.execute("PRAGMA query_only = ON")

@@ -12,6 +12,7 @@ from surefoot.errors import DataError
 
 Choice = Literal["a", "b", "tie", "both_bad", "skip"]
 Side = Literal["a", "b"]
+Kind = Literal["vote", "repeat", "adjudication"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 SOURCE = re.compile(r"human:[a-z0-9._-]{1,64}|ratings|import:[a-z0-9._-]{1,64}|function:[A-Za-z0-9._:-]{1,128}")
@@ -22,7 +23,9 @@ class Vote:
     """One event: `source` chose between the two answers of `pair`. `left` is the answer that stood on the left.
 
     `strength` runs from 1 (slightly) to 4 (by far). `margin` and `share` are only set by imports, which bring results in place of
-    single votes: `share` is then the share of votes for the chosen answer.
+    single votes: `share` is then the share of votes for the chosen answer. A `repeat` is a second look at a pair by the same
+    person, asked for to see whether they agree with themselves; an `adjudication` settles a pair. `seconds` ran from showing
+    the pair to the click; `tags` and `note` are the voter's reasons.
     """
 
     id: int
@@ -34,6 +37,10 @@ class Vote:
     margin: float | None
     share: float | None
     created: float
+    kind: Kind = "vote"
+    seconds: float | None = None
+    tags: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +97,19 @@ def share_for_a(vote: Vote) -> float | None:
     return None
 
 
+def counting(votes: Sequence[Vote]) -> list[Vote]:
+    """Those of a pair's votes that decide it: its adjudications if there are any, else all but the hidden repeats."""
+    settled = [vote for vote in votes if vote.kind == "adjudication"]
+    return settled or [vote for vote in votes if vote.kind == "vote"]
+
+
 def outcome(votes: Sequence[Vote]) -> Outcome | None:
     """The pair's result: the mean share decides who is chosen; an even share is a tie with a as `chosen` and a target of 1/2.
 
-    Every vote counts once, whoever cast it. None where no vote states a preference. The order of the votes does not matter.
+    Every vote counts once, whoever cast it; repeats do not count, and where somebody adjudicated, adjudications alone do. None
+    where no vote states a preference. The order of the votes does not matter.
     """
-    stating = [(vote, share) for vote in votes if (share := share_for_a(vote)) is not None]
+    stating = [(vote, share) for vote in counting(votes) if (share := share_for_a(vote)) is not None]
     if not stating:
         return None
     share_a = sum(sorted(share for _, share in stating)) / len(stating)  # sorted: a float sum depends on its order
