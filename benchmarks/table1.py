@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from control_parts import jobs
 from control_parts.table import PAPER, as_markdown, summarized
-
 from surefoot.config import Config
 from surefoot.config_file import dump_config, load_config
 from surefoot.launch import set_threads

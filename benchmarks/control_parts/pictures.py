@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+
 from why_ppo_parts.pictures import STYLE, panels, saved
 
 from .table import label
