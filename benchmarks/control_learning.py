@@ -211,7 +211,7 @@ def compared(case: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
 
 def as_markdown(cases: dict[str, Any]) -> str:
     lines = [
-        "| | steps | here, evaluated | SB3, evaluated | difference, 95 % interval | here, training | SB3, training | difference |",
+        "| | steps | here, judged | SB3, judged | difference, 95 % interval | here, training | SB3, training | difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case, both in cases.items():

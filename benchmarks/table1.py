@@ -5,9 +5,9 @@ doubling rule, the chapter's exponential rule) and with a fixed one, on seven Mu
 of it by default, hours on two cores; --tasks, --settings, --seeds and --steps choose less.
 
 A run is a task and a setting; its seeds train side by side as one batched network. Each run's curves are one JSON below
-benchmarks/results/table1-STEPS/, the scores of all that is there go to benchmarks/results/table1-STEPS.json, the picture to
-docs/images/. A finished run is not repeated. A killed command takes its runs along; started again, they go on from their last
-checkpoints below --work.
+benchmarks/results/table1-STEPS/, the scores of the runs that were asked for go to benchmarks/results/table1-STEPS.json, the
+picture to docs/images/. A finished run is not repeated. A killed command takes its runs along; started again, they go on from
+their last checkpoints below --work.
 
 The score of a run is the mean return of its last 100 training episodes. For the table it is scaled task by task: 0 is the return
 of uniformly random actions, 1 the best run's; then it is averaged over tasks and seeds.
@@ -16,7 +16,6 @@ of uniformly random actions, 1 the best run's; then it is averaged over tasks an
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -157,7 +156,8 @@ def main() -> int:
         return jobs.job(lambda: train(task, setting, asked.steps, asked.seeds, work, path))
     todo = planned(asked, folder)
     failed = jobs.run_all(Path(__file__).resolve(), todo, work / "logs", asked.workers)
-    summary = summarized([json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))], list(SETTINGS))
+    names = [f"{task}-{setting}" for task in asked.tasks for setting in ("random", *asked.settings)]
+    summary = summarized([found for name in names if (found := jobs.read(folder / f"{name}.json"))], asked.settings)
     if not summary["tasks"]:
         jobs.tell("table1: no run has finished, so there is no table")
         return 1

@@ -1,1 +1,1 @@
-"""What the long measurements of control share: jobs in processes of their own, and files that are whole or not there."""
+"""What the long measurements of control share, and what of Table 1 is neither its settings nor its runs."""

@@ -1,4 +1,4 @@
-"""Jobs of hours, several at a time, each a process with one thread. What a job leaves behind is its result; nothing else is kept."""
+"""Jobs of minutes or hours, several at a time, each a process with one thread; and the files that their results are."""
 
 from __future__ import annotations
 

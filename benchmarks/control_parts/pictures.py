@@ -1,4 +1,4 @@
-"""The curves of Table 1 as one PNG on white: a panel a task, a line a setting, in colours that colour-blind readers can tell apart."""
+"""The curves of Table 1 as one PNG on white: a panel a task, a line a setting."""
 
 from __future__ import annotations
 

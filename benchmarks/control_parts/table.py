@@ -31,8 +31,8 @@ def label(setting: str) -> str:
 def summarized(files: list[dict[str, Any]], settings: list[str]) -> dict[str, Any]:
     """`files` are the results of one number of steps: runs with `seeds`, and random returns with `mean`.
 
-    A setting has a score where each of the tasks has a run of it. The interval is that of the mean over seeds: a seed's figure is its mean
-    over tasks.
+    A setting has a score where each of the tasks has a run of it. The interval is that of the mean over seeds, a seed's figure
+    being its mean over tasks.
     """
     random = {each["task"]: each["mean"] for each in files if "mean" in each}
     scores = {

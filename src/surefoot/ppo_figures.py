@@ -121,8 +121,8 @@ class Tally:
 def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision: bool, rounding: float = 0.0) -> float:
     """The largest |log ratio| of a minibatch before the first step, in nats, where pi_theta and pi_old are the same policy.
 
-    Raises: TrainingError where they are not: from 1e-4 on, or from `rounding` on if that is more; with half-precision weights, or where float32 weights compute in half
-    precision (`half_precision`), from a mean of 0.02 on.
+    Raises: TrainingError where they are not: from 1e-4 on, or from `rounding` (nats) on if that is more; with half-precision
+    weights, or where float32 weights compute in half precision (`half_precision`), from a mean of 0.02 on.
     """
     largest, mean = seen.log_ratios[1], seen.sums[_ABS_LOG_RATIO] / seen.valid_steps
     is_half = half_precision or any(weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
