@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .config import PPOConfig
+from .core import zero_outside
 from .errors import Interrupted
 from .ppo_figures import Seen, Tally, checked_first_ratio, why_not_finite
 from .types import ActorCritic, PPOBatch, Runtime
@@ -48,6 +49,7 @@ def decisions(
     """
     tally = Tally(skipped_in_row)
     is_full = bool(batch.mask.all())
+    rounding = 0.0 if batch.logp_rounding is None else float(zero_outside(batch.logp_rounding, batch.mask).max())
     for chosen in _minibatches(len(batch), cfg, generator):
         if not is_full and not batch.mask[chosen].any():
             tally.leave_out("every row of the minibatch is masked")
@@ -60,7 +62,9 @@ def decisions(
             if not tally.norms:
                 highest = runtime.max(torch.tensor(seen.log_ratios, device=batch.mask.device)).tolist()
                 checked = replace(seen, log_ratios=(highest[0], highest[1]))
-                tally.first_log_ratio = checked_first_ratio(actor_critic.parameters(), checked, half_precision=half_precision)
+                tally.first_log_ratio = checked_first_ratio(
+                    actor_critic.parameters(), checked, half_precision=half_precision, rounding=rounding
+                )
             if cfg.target_kl is not None and tally.last_kl > EARLY_STOP * cfg.target_kl:
                 tally.stopped_early = True
                 break

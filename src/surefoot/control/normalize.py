@@ -20,10 +20,13 @@ class RunningMoments:
 
     def update(self, rows: np.ndarray) -> None:
         """Takes `rows` [N, size] in."""
-        mean, variance, count = rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64), len(rows)
+        count = len(rows)
+        is_one = count == 1  # the common case of a single environment, whose moments need no reductions
+        mean = rows[0].astype(np.float64) if is_one else rows.mean(axis=0, dtype=np.float64)
+        within = 0.0 if is_one else rows.var(axis=0, dtype=np.float64) * count
         total, gap = self.count + count, mean - self.mean
         between = gap**2 * self.count * count / total
-        self.variance = (self.variance * self.count + variance * count + between) / total
+        self.variance = (self.variance * self.count + within + between) / total
         self.mean = self.mean + gap * count / total
         self.count = total
 
@@ -69,7 +72,7 @@ class Normalizer:
         if self.observations is None:
             return raw
         centred = (raw - self.observations.mean) / np.sqrt(self.observations.variance + EPSILON)
-        return np.clip(centred, -self.clip, self.clip).astype(np.float32)
+        return self._clipped(centred).astype(np.float32)
 
     def paid(self, rewards: Float[np.ndarray, " N"], ended: np.ndarray) -> Float[np.ndarray, " N"]:
         """What PPO is paid in place of `rewards`; takes them into the statistics."""
@@ -78,7 +81,11 @@ class Normalizer:
         self._returns = self._returns * self.gamma + rewards
         self.rewards.update(self._returns[:, None])
         self._returns[ended] = 0.0
-        return np.clip(rewards / np.sqrt(self.rewards.variance + EPSILON), -self.clip, self.clip)
+        return self._clipped(rewards / np.sqrt(self.rewards.variance + EPSILON))
+
+    def _clipped(self, x: np.ndarray) -> np.ndarray:
+        bounded: np.ndarray = np.minimum(np.maximum(x, -self.clip), self.clip)  # a third of np.clip's time on a few numbers
+        return bounded
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that moves, by name; {} where nothing is normalised."""
