@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def test_two_rounds_run_unattended_and_each_reward_model_sees_all_votes_so_far(w
 
 
 def test_the_second_round_answers_with_the_policy_of_the_first_and_goes_on_from_it_under_the_first_tether(whole: Path) -> None:
-    with PreferenceStore.open(whole / "preferences.db") as store, store._reader() as reader:
+    with closing(sqlite3.connect(whole / "preferences.db")) as reader:
         models = {name for (name,) in reader.execute("SELECT DISTINCT model FROM answers")}
     assert models == {"sft", "round 1"}
     first, second = (read_jsonl(whole / f"ppo-{n}/metrics.jsonl") for n in (1, 2))
