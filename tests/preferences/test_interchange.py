@@ -175,11 +175,18 @@ def test_exporting_from_a_store_that_is_not_there_makes_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+CHATS = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
+ENDINGS = {"trl": "jsonl", "parquet": "parquet", "label-studio": "json", "argilla": "json"}
+
+
 @pytest.mark.parametrize(
-    ("format", "ending"), [("trl", "jsonl"), ("parquet", "parquet"), ("label-studio", "json"), ("argilla", "json")]
+    ("format", "prompts"),
+    [
+        *((format, prompts) for format in ENDINGS for prompts in (["one", "two", "three"], CHATS)),
+        ("parquet", ["one", CHATS[1], "three"]),  # where one is messages all become so; other formats keep the mixture
+    ],
 )
-@pytest.mark.parametrize("prompts", [["one", "two", "three"], ["one", [{"role": "user", "content": "two"}], "three"]])
-def test_every_export_comes_back_with_the_same_results(tmp_path, format, ending, prompts):
+def test_every_export_comes_back_with_the_same_results(tmp_path, format, prompts):
     if format == "parquet":
         pytest.importorskip("pyarrow")
     with PreferenceStore.open(tmp_path / "out.db") as store:
@@ -192,7 +199,7 @@ def test_every_export_comes_back_with_the_same_results(tmp_path, format, ending,
                 store.vote(pair, choice, source=f"human:p{i}")
             store.vote(pair, "b", source="human:p0", kind="repeat")
         expected = [(p.target, json.dumps(p.chosen)) for p in store.preferences()]
-    file = tmp_path / f"votes.{ending}"
+    file = tmp_path / f"votes.{ENDINGS[format]}"
     assert f"format {format}" in export_file(tmp_path / "out.db", file, format)
     import_file(tmp_path / "back.db", file)
     with PreferenceStore.open(tmp_path / "back.db") as back:
