@@ -203,11 +203,20 @@ def build_evaluate(
 
 
 def build_pairs(
-    cfg: Config, say: Say, *, prompts: Rows | None = None, annotator: Any = None, reward: Any = None, tag: str = ""
+    cfg: Config,
+    say: Say,
+    *,
+    prompts: Rows | None = None,
+    annotator: Any = None,
+    reward: Any = None,
+    tag: str = "",
+    called: str | None = None,
 ) -> PairsParts:
+    """`called`: by which name the store knows model.name, in place of its path."""
     names = cfg.pairs.models or (cfg.model.name,)
     backbones = [load_backbone(cfg.model.model_copy(update={"name": name})) for name in names]
-    writers = authors(cfg, list(zip(names, backbones, strict=True)), prompts or cfg.data.prompts, "data.prompts", say)
+    known = names if called is None else (called,)
+    writers = authors(cfg, list(zip(known, backbones, strict=True)), prompts or cfg.data.prompts, "data.prompts", say)
     votes: tuple[str, Annotator] | None
     if annotator is not None:
         votes = (getattr(annotator, "__name__", type(annotator).__name__), annotator)

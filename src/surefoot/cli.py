@@ -188,7 +188,7 @@ def compare(
     if (store is not None or wait) and not people:
         raise ConfigError("command line: --store and --wait have no effect without --people.")
     cfg, path = _settled("compare", words or [], out, None)
-    cfg = importlib.import_module("surefoot.stages.compare").between(cfg, a, b)
+    cfg = importlib.import_module("surefoot.stages.names").between(cfg, a, b)
     if dry_run:
         _describe(cfg, "compare", path)
     else:

@@ -28,7 +28,7 @@ class Stage(ModuleType):
         self.calls: list[tuple[Config, Path]] = []
         self.act: Callable[[RunFolder], None] = lambda folder: folder.finish()
 
-    def run(self, cfg: Config, folder: RunFolder, progress: object) -> None:
+    def run(self, cfg: Config, folder: RunFolder, progress: object, **given: object) -> None:
         self.calls.append((cfg, folder.path))
         self.act(folder)
 
@@ -50,8 +50,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], St
 @pytest.mark.parametrize("verb", sorted(STAGES))
 def test_a_verb_hands_settings_and_folder_to_its_stage(stage, verb, capsys):
     module = stage(verb)
-    words = ["--control.num_steps", "32"] if verb == "control" else ["--model.name", "tiny"]
-    assert run([verb, "--seed", "3", *words]) == 0
+    own = {"control": ["--control.num_steps", "32"], "compare": ["tiny", "tiny"]}
+    assert run([verb, *own.get(verb, ["--model.name", "tiny"]), "--seed", "3"]) == 0
     ((cfg, folder),) = module.calls
     assert cfg.seed == 3
     assert cfg.control.num_steps == 32 if verb == "control" else cfg.model.name == "tiny"

@@ -16,9 +16,10 @@ from surefoot.dry_run import describe, gibibytes, sizes
 def test_a_dry_run_writes_nothing_and_prints_a_configuration_that_loads_to_the_same(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--seed=3"]
-    words += ["--model.name=tiny"] if verb != "control" else ["--control.env=Pendulum-v1"]
+    words += {"control": ["--control.env=Pendulum-v1"], "compare": []}.get(verb, ["--model.name=tiny"])
     words += ["--ppo.gamma=0.5"] if verb in ("ppo", "demo", "control") else []
-    assert run([verb, "--dry-run", *words]) == 0
+    models = ["tiny", "tiny"] if verb == "compare" else []  # the words that name what is compared
+    assert run([verb, *models, "--dry-run", *words]) == 0
     captured = capsys.readouterr()
     assert list(tmp_path.iterdir()) == []
     path = tmp_path / "again.yaml"

@@ -9,7 +9,22 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("demo", "sft", "pairs", "reward", "ppo", "control", "evaluate", "report", "chat", "doctor", "import", "export")
+VERBS = (
+    "demo",
+    "sft",
+    "pairs",
+    "reward",
+    "ppo",
+    "control",
+    "evaluate",
+    "rounds",
+    "compare",
+    "report",
+    "chat",
+    "doctor",
+    "import",
+    "export",
+)
 SOURCES = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 SLOW = ("torch", "transformers", "numpy", "pydantic", "yaml", "plotly", "jinja2")
 

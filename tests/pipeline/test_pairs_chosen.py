@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def margins(store: PreferenceStore) -> list[float]:
 def test_two_models_of_different_tokenizers_answer_the_same_prompts(models: dict[str, str]) -> None:
     words = f"--pairs.models=[{models['one']}, {models['other']}]"
     assert run(["pairs", f"--model.name={models['one']}", words, "--data.prompts=prompts.jsonl", *SMALL, "--out", "run"]) == 0
-    with PreferenceStore.open("run/preferences.db") as store, store._reader() as reader:
+    with closing(sqlite3.connect("run/preferences.db")) as reader:
         written = reader.execute("SELECT model, count(*) FROM answers GROUP BY model").fetchall()
         ids = reader.execute("SELECT content, token_ids FROM answers WHERE model = ?", (models["other"],)).fetchall()
     assert dict(written).keys() == {models["one"], models["other"]}
@@ -95,8 +97,8 @@ def test_a_reward_reads_the_answers_of_another_tokenizer_by_their_text(models: d
         seen.extend(completions)
         return vowels(prompts, completions)
 
-    store, _ = queued(models["one"], *words, reward=watched)
-    with store._reader() as reader:
+    queued(models["one"], *words, reward=watched)
+    with closing(sqlite3.connect("votes.db")) as reader:
         other = reader.execute("SELECT content FROM answers WHERE model = ?", (models["other"],)).fetchall()
     assert {json.loads(text) for (text,) in other} <= set(seen)
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from surefoot.config import Config
 from surefoot.lm.backbone import load_backbone
 from surefoot.lm.tokens import pad_left
 from surefoot.rollout.local import LocalEngine
+from surefoot.stages.names import model_of
 from surefoot.types import Prompts
-
-
-def model_of(name: str) -> str:
-    """The model folder that `name` means: a run folder's final model, a demo's policy, or the name itself."""
-    for inside in ("final", "ppo/final", "sft/final"):
-        if (Path(name) / inside / "config.json").exists():
-            return str(Path(name) / inside)
-    return name
 
 
 def run(model: str, cfg: Config) -> None:

@@ -23,7 +23,6 @@ from surefoot.preferences.votes import Vote, outcome
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, State, read_jsonl
 from surefoot.stages.answers import Author
-from surefoot.stages.chat import model_of
 from surefoot.stages.inputs import digest
 from surefoot.stages.judging import Judge, verdicts
 from surefoot.stages.waiting import await_votes
@@ -49,12 +48,6 @@ class CompareStep:
     rows: list[dict[str, Any]]
 
 
-def between(cfg: Config, a: str, b: str) -> Config:
-    """`cfg` with its two models: run folders mean their final model."""
-    model = cfg.model.model_copy(update={"name": model_of(a)})
-    return cfg.model_copy(update={"model": model, "evaluate": cfg.evaluate.model_copy(update={"against": model_of(b)})})
-
-
 def total_prompts(parts: CompareParts, cfg: Config) -> int:
     return min(cfg.evaluate.num_prompts, len(parts.authors[0].prompts))
 
@@ -69,7 +62,7 @@ def steps(parts: CompareParts, cfg: Config, folder: RunFolder | None = None) -> 
         said = []
         for author in parts.authors:
             said.append(author.answer(index, torch.Generator().manual_seed(cfg.seed * 7919 + start)))
-            if folder is not None and done:
+            if folder is not None:
                 folder.check_stop()
         rows = list(_rows(parts, index, said))
         if folder is not None:

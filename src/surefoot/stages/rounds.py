@@ -90,7 +90,9 @@ def _one_round(
     tag = f"round {number}: "
     asked = pairs_config(own, number, before, store, root / f"reward-{number - 1}/final")
     prompts = round_prompts(field.prompts, number, cfg.rounds.prompts_per_round)
-    path = run_stage(folder, f"pairs-{number}", "pairs", pairs.run, asked, {**given, "prompts": prompts, "tag": tag}, progress)
+    called = "sft" if number == 1 else f"round {number - 1}"  # no path: two runs in two places make equal stores
+    asked_of = {**given, "prompts": prompts, "tag": tag, "called": called}
+    path = run_stage(folder, f"pairs-{number}", "pairs", pairs.run, asked, asked_of, progress)
     if given["annotator"] is None:
         await_votes(store, tag, load_manifest(path)["facts"]["pairs"], folder, progress, wait=wait)
     learned = on_model(own, start, reward={"store": str(store)})

@@ -108,9 +108,13 @@ def frozen_votes(folder: RunFolder, store: Path, *, has_begun: bool) -> Votes:
 
 
 def moved_on(run: Path) -> list[str]:
-    """A sentence for each reward model in the folder `run` (of one run, or of several) whose store holds other votes by now."""
+    """A sentence for each reward model in the folder `run` (of one run, or of several) whose store holds other votes by now.
+
+    Of rounds the last one's counts: those before it were meant to see fewer votes.
+    """
+    rounds = sorted(run.glob("reward-*"), key=lambda folder: (len(folder.name), folder.name))
     told = []
-    for folder in (run, *sorted(child for child in run.iterdir() if child.is_dir())):
+    for folder in (run, run / "reward", *rounds[-1:]):
         if not (folder / "manifest.json").is_file():
             continue
         try:
