@@ -37,7 +37,7 @@ def main() -> int:
         figures = run(load, Path(folder))
     result: dict[str, Any] = {
         "run": {
-            "command": " ".join(["python", "benchmarks/label_load.py", *sys.argv[1:]]),
+            "command": "python benchmarks/label_load.py",
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
             "versions": {name: version(name) for name in ("surefoot", "fastapi", "starlette", "uvicorn")},

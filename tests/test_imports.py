@@ -65,7 +65,8 @@ FURTHER: dict[str, tuple[str, str]] = {
     "ppo_by_hand": ("core types config", "torch jaxtyping"),
     "embedded": ("types config preferences", "torch transformers safetensors filelock tokenizers gguf vaderSentiment"),
     "progress": ("config", "rich"),
-    "interchange": ("config content lm preferences", ""),
+    "interchange": ("config content interchange_formats lm preferences", ""),
+    "interchange_formats": ("config content preferences", "pyarrow"),
     "doctor": (ALL, "torch"),
     "dry_run": (ALL, "torch"),
 }

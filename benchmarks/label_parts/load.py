@@ -86,7 +86,7 @@ def run(load: Load, folder: Path, seed: int = 0) -> dict[str, Any]:
         person.start()
     while _num_votes(store) < load.annotators:  # all have joined and begun
         time.sleep(0.05)
-    start, kills = time.monotonic(), 0
+    start, kills, begun, cpu = time.monotonic(), 0, _num_votes(store), server.cpu_seconds()
     for kill in range(load.kills):
         due = load.votes * (kill + 1) // (load.kills + 1)  # spread over the work, each at a random moment after its turn
         while _num_votes(store) < due and any(person.is_alive() for person in people):
@@ -99,9 +99,11 @@ def run(load: Load, folder: Path, seed: int = 0) -> dict[str, Any]:
     for person in people:
         person.join()
     seconds = time.monotonic() - start
+    cpu = 0.0 if kills else 1000 * (server.cpu_seconds() - cpu) / (_num_votes(store) - begun)  # of one process alone
     status = server.stop()
     told = [row for i in range(load.annotators) for row in json.loads((folder / f"annotator-{i}.json").read_text())]
-    return {"kills": kills, "seconds": seconds, "server_exit_status": status, **_compared(store, told)}
+    figures = {"kills": kills, "seconds": seconds, "server_exit_status": status, **_compared(store, told)}
+    return figures if kills else {**figures, "server_cpu_ms_a_vote": cpu}
 
 
 def _num_votes(store: Path) -> int:

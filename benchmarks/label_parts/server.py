@@ -52,6 +52,12 @@ class LabelServer:
                 return self
         raise RuntimeError("the server did not start: " + "".join(said))
 
+    def cpu_seconds(self) -> float:
+        """Processor time that the running process has taken so far."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """kill -9."""
         self._end(signal.SIGKILL)

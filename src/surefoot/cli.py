@@ -34,7 +34,7 @@ STAGES = {
     "compare": "surefoot.stages.compare",
 }
 
-EXPORTS = {"trl": "jsonl"}  # by format, the ending of its files
+EXPORTS = {"trl": "jsonl", "parquet": "parquet", "label-studio": "json", "argilla": "json"}  # by format, the ending of its files
 
 SETTINGS_HELP = (
     "A YAML file, and settings that win over it, each with its section: --ppo.cliprange 0.1 or --ppo.cliprange=0.1. "
@@ -294,7 +294,10 @@ def import_(
 def export(
     store: Annotated[Path, typer.Option(help="Preference store (SQLite).")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    format: Annotated[Literal["trl"], typer.Option(help="trl: JSONL with prompt, chosen, rejected[, margin].")] = "trl",
+    format: Annotated[
+        Literal["trl", "parquet", "label-studio", "argilla"],
+        typer.Option(help="trl: JSONL with prompt, chosen, rejected[, margin]; parquet: the same; others: single votes as JSON."),
+    ] = "trl",
 ) -> None:
     """Preferences from a store into a file."""
     from surefoot.interchange import export_file

@@ -1,24 +1,22 @@
-"""Preferences between files and stores: any preference format in, TRL's JSONL out.
+"""Preferences between files and stores: any preference format in, those of `interchange_formats` out.
 
 Above `preferences` and `lm` alike, since the one keeps votes and the other reads formats, and neither knows the other.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from surefoot.content import canonical, sha256_of
 from surefoot.errors import DataError
+from surefoot.interchange_formats import WRITERS
 from surefoot.lm.data import PreferenceRow, read_rows
 from surefoot.preferences.store import PreferenceStore
-from surefoot.preferences.votes import Preference, checked_source
-
-ExportFormat = Literal["trl"]
+from surefoot.preferences.votes import checked_source
 
 
 def import_file(store: Path, file: Path, source: str | None = None) -> str:
@@ -85,24 +83,21 @@ def export_file(store: Path, out: Path, format: str = "trl") -> str:
 
 
 def export_preferences(store: PreferenceStore, path: Path, format: str = "trl") -> str:
-    """Writes one JSON object a line, {prompt, chosen, rejected}, with `margin` where stated; returns a line with the count.
+    """Writes the preferences in one of `interchange_formats.WRITERS`; returns a line with the count.
 
-    Where voters disagree, `target` is the share of votes for chosen: TRL does not read it, Surefoot does. The file appears
-    whole or not at all.
+    The file appears whole or not at all.
 
     Raises:
         DataError: an unknown format, a store without preferences, or a file that cannot be written.
     """
-    if format not in get_args(ExportFormat):
-        raise DataError(f"cannot export as {format!r}. Use one of {', '.join(get_args(ExportFormat))}.")
+    if format not in WRITERS:
+        raise DataError(f"cannot export as {format!r}. Use one of {', '.join(WRITERS)}.")
     if path.resolve() == store.path.resolve():
         raise DataError(f"{path} is the preference store itself. Export to another file.")
-    count, part = 0, path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            for preference in store.preferences():
-                file.write(_trl_line(preference))
-                count += 1
+        with part.open("wb") as file:
+            count = WRITERS[format](store, file)
             file.flush()
             os.fsync(file.fileno())
         if not count:
@@ -118,9 +113,3 @@ def export_preferences(store: PreferenceStore, path: Path, format: str = "trl") 
     finally:
         part.unlink(missing_ok=True)
     return f"{path}: {count:,} preferences from {store.path}, format {format}"
-
-
-def _trl_line(preference: Preference) -> str:
-    row = {"prompt": preference.prompt, "chosen": preference.chosen, "rejected": preference.rejected}
-    stated = {name: value for name, value in (("margin", preference.margin), ("target", preference.target)) if value is not None}
-    return json.dumps({**row, **stated}, ensure_ascii=False) + "\n"

@@ -154,7 +154,7 @@ def test_exports_that_cannot_be_are_refused_and_leave_no_file(store, pair, tmp_p
     out = tmp_path / "out.jsonl"
     assert refusal(store, out) == f"{store.path} holds no preferences (1 pairs, 0 votes). Collect votes first."
     assert refusal(store, store.path) == f"{store.path} is the preference store itself. Export to another file."
-    assert refusal(store, out, "xml") == "cannot export as 'xml'. Use one of trl."
+    assert refusal(store, out, "xml") == "cannot export as 'xml'. Use one of trl, parquet, label-studio, argilla."
     nowhere = tmp_path / "no" / "out.jsonl"
     assert refusal(store, nowhere) == (
         f"{nowhere} cannot be written: No such file or directory. Check the folder and the space on the disk."
@@ -173,3 +173,36 @@ def test_exporting_from_a_store_that_is_not_there_makes_none(tmp_path):
     with pytest.raises(DataError, match="no preference store at"):
         export_file(tmp_path / "p.db", tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+CHATS = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
+ENDINGS = {"trl": "jsonl", "parquet": "parquet", "label-studio": "json", "argilla": "json"}
+
+
+@pytest.mark.parametrize(
+    ("format", "prompts"),
+    [
+        *((format, prompts) for format in ENDINGS for prompts in (["one", "two", "three"], CHATS)),
+        ("parquet", ["one", CHATS[1], "three"]),  # where one is messages all become so; other formats keep the mixture
+    ],
+)
+def test_every_export_comes_back_with_the_same_results(tmp_path, format, prompts):
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    with PreferenceStore.open(tmp_path / "out.db") as store:
+        for prompt, choices in zip(prompts, (["a", "a", "b"], ["b", "skip"], ["tie", "both_bad"]), strict=True):
+            is_text = isinstance(prompt, str)
+            texts = [t if is_text else [{"role": "assistant", "content": t}] for t in ("left", "right")]
+            number = store.add_prompt(prompt)
+            pair = store.add_pair(number, *(store.add_answer(number, text) for text in texts))
+            for i, choice in enumerate(choices):
+                store.vote(pair, choice, source=f"human:p{i}")
+            store.vote(pair, "b", source="human:p0", kind="repeat")
+        expected = [(p.target, json.dumps(p.chosen)) for p in store.preferences()]
+    file = tmp_path / f"votes.{ENDINGS[format]}"
+    assert f"format {format}" in export_file(tmp_path / "out.db", file, format)
+    import_file(tmp_path / "back.db", file)
+    with PreferenceStore.open(tmp_path / "back.db") as back:
+        found = [(p.target, json.dumps(p.chosen)) for p in back.preferences()]
+    assert [target for target, _ in found] == pytest.approx([target for target, _ in expected])
+    assert all(("left" in one) == ("left" in other) for (_, one), (_, other) in zip(found, expected, strict=True))

@@ -94,9 +94,12 @@ def make_app(desk: Desk) -> Guard:
         ConfigError: the extra `label` is not installed.
     """
     try:
+        import uvicorn  # noqa: F401  it serves the application, and is told missing here with the rest
         from fastapi import FastAPI
-    except ImportError:
-        raise ConfigError("surefoot label needs the extra label. Install it with `pip install 'surefoot[label]'`.") from None
+    except ImportError as error:
+        raise ConfigError(
+            f"surefoot label needs {error.name}, which is not installed. Install it with `pip install 'surefoot[label]'`."
+        ) from None
     from surefoot.preferences.admin_routes import add_admin_routes
     from surefoot.preferences.routes import add_routes
 

@@ -24,6 +24,7 @@ from surefoot.preferences.votes import Choice, Side
 Pick = Literal["left", "right", "tie", "both_bad", "skip"]
 LEASE_SECONDS = 600.0
 UNDO_DEPTH = 50
+BLIND = "compare "  # how the reason of pairs of `surefoot compare --people` begins
 REPEAT_DISTANCE = 10  # votes that lie between a pair and its hidden repeat, so that memory does not answer
 
 
@@ -177,12 +178,14 @@ class Queue:
         with self.store.batch() as db:
             return [key for (key,) in db.execute(query, (source, UNDO_DEPTH))][::-1]
 
-    def models(self, view: int) -> tuple[str, str]:
-        """Who wrote the left and the right answer of a view: to be told after the vote."""
-        query = """SELECT w.left_side, a.model, b.model FROM views w JOIN pairs p ON p.id = w.pair
+    def models(self, view: int) -> tuple[str, str] | tuple[None, None]:
+        """Who wrote the left and the right answer of a view: to be told after the vote, and of a blind comparison never."""
+        query = """SELECT w.left_side, a.model, b.model, p.reason FROM views w JOIN pairs p ON p.id = w.pair
             JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b WHERE w.id = ?"""
         with self.store.batch() as db:
-            left, a, b = db.execute(query, (view,)).fetchone()
+            left, a, b, reason = db.execute(query, (view,)).fetchone()
+        if reason.startswith(BLIND):
+            return None, None
         return (a, b) if left == "a" else (b, a)
 
     def release(self, session: str) -> None:

@@ -120,7 +120,7 @@ class Guard:
     def __init__(
         self, app: App, accounts: Accounts, addresses: Addresses, cookie: str, refused_page: Callable[[Scope], str]
     ) -> None:
-        self._app = app
+        self.app = app
         self._accounts = accounts
         self._addresses = addresses
         self._cookie = cookie
@@ -128,7 +128,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             return  # no WebSocket is served: uvicorn answers 403
@@ -145,7 +145,7 @@ class Guard:
             return
         scope["visitor"] = visitor
         scope["origin"] = origin
-        await self._app(scope, receive, _with_headers(send))
+        await self.app(scope, receive, _with_headers(send))
 
     async def _visitor(self, headers: list[tuple[str, str]]) -> Visitor | None:
         cookies: SimpleCookie = SimpleCookie()

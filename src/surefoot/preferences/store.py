@@ -233,19 +233,23 @@ class PreferenceStore:
 
         Pairs without votes, and with none but `both_bad` and `skip`, give nothing.
         """
-        query = f"""SELECT {VOTE_COLUMNS}, prompts.content, substr(prompts.hash, 1, 16), a.content, b.content FROM valid_votes v
-            JOIN pairs p ON p.id = v.pair JOIN prompts ON prompts.id = p.prompt
+        for pair, key, votes in self.judged():
+            result = outcome(votes)
+            if result is not None:
+                chosen, rejected = (pair.a, pair.b) if result.chosen == "a" else (pair.b, pair.a)
+                yield Preference(pair.prompt, chosen, rejected, result.margin, result.target, result.sources, key)
+
+    def judged(self) -> Iterator[tuple[Pair, str, list[Vote]]]:
+        """Every pair with valid votes, its prompt's key, and these votes, oldest first; streamed from one snapshot."""
+        query = f"""SELECT {VOTE_COLUMNS}, prompts.content, a.content, b.content, p.reason, substr(prompts.hash, 1, 16)
+            FROM valid_votes v JOIN pairs p ON p.id = v.pair JOIN prompts ON prompts.id = p.prompt
             JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b ORDER BY v.pair, v.id"""
         with self.reader() as reader:
-            for _, group in groupby(reader.execute(query), key=lambda row: row[1]):
+            for number, group in groupby(reader.execute(query), key=lambda row: row[1]):
                 rows = list(group)
-                result = outcome([vote_of(row[:NUM_VOTE_COLUMNS]) for row in rows])
-                if result is None:
-                    continue
-                prompt, key, a, b = rows[0][NUM_VOTE_COLUMNS:]
-                chosen, rejected = (a, b) if result.chosen == "a" else (b, a)
-                texts = (json.loads(prompt), json.loads(chosen), json.loads(rejected))
-                yield Preference(*texts, result.margin, result.target, result.sources, key)
+                prompt, a, b, reason, key = rows[0][NUM_VOTE_COLUMNS:]
+                pair = Pair(number, json.loads(prompt), json.loads(a), json.loads(b), reason)
+                yield pair, key, [vote_of(row[:NUM_VOTE_COLUMNS]) for row in rows]
 
     def digest(self) -> str:
         """sha256 of the exact votes that count: what each compares and says, and by whom; not when, nor in which order they came.

@@ -63,10 +63,11 @@ class ChildTrainer:
 
     def _follow(self, child: subprocess.Popen[str], folder: Path) -> None:
         assert child.stdout is not None
-        for line in child.stdout:
-            if line.strip():
-                with self._lock:
-                    self._said = line.strip()[:400]
+        with child.stdout as said:
+            for line in said:
+                if line.strip():
+                    with self._lock:
+                        self._said = line.strip()[:400]
         status = child.wait()
         result = _result(folder / "run") if status == 0 else ""
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,10 +79,10 @@ class ChildTrainer:
 def _result(run: Path) -> str:
     """What a finished run says of the pairs that it held out, as one line; "" where it says nothing."""
     try:
-        manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        facts = json.loads((run / "manifest.json").read_text("utf-8"))["facts"]
+    except (OSError, ValueError, KeyError):
         return ""
-    held_out, votes = manifest.get("held_out") or {}, manifest.get("votes") or {}
+    held_out, votes = facts.get("held_out") or {}, facts.get("votes") or {}
     if "accuracy" not in held_out:
         return ""
     low, high = held_out.get("accuracy_interval", (None, None))
