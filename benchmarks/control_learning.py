@@ -7,7 +7,7 @@ sides. The criterion is the 95 % interval (Welch) of the difference of the means
 
 Stable-Baselines3 is needed here and in control_speed.py alone: `pip install -c constraints.txt stable-baselines3==2.9.2`.
 What an agent came to is a JSON below --work; a finished agent is not trained again, an interrupted command goes on. The summary
-goes to benchmarks/results/control-learning.json.
+goes to benchmarks/results/control-learning.json, its table into docs/control.md.
 """
 
 from __future__ import annotations
@@ -170,6 +170,8 @@ def main() -> int:
         facts = jobs.facts(sys.argv[1:], "stable-baselines3", "scipy")
         jobs.write(asked.out, {"run": facts, "episodes": EPISODES, "seeds": asked.seeds, "cases": cases})
         print(as_markdown(cases))
+        if asked.out == RESULT:
+            jobs.into_page(jobs.PAGE, "control-learning", as_markdown(cases))
     return 1 if failed or not cases else 0
 
 
