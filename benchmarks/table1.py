@@ -78,6 +78,8 @@ def train(task: str, setting: str, steps: int, seeds: list[int], work: Path, pat
     made, start = made_with(task, setting, steps), time.process_time()
     done = kept(path, made)
     missing = [seed for seed in seeds if str(seed) not in done]
+    if not missing:  # another command has trained them in the meantime
+        return
     folders = [work / f"{task}-{setting}" / f"seed-{seed}" for seed in missing]
     configs = [config(task, setting, steps, seed) for seed in missing]
     control_seeds.train_seeds(configs, folders, "auto", PlainProgress(sys.stdout))
