@@ -21,7 +21,7 @@ help:
 	@echo "make quickstart   the whole loop on a real model: SFT, reward model, PPO, report (into $(OUT))"
 	@echo "make test         every test that takes seconds, and lint before them"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench        the measurements under benchmarks/"
+	@echo "make bench        the measurements under benchmarks/: many hours, each goes on where it stopped"
 	@echo "make soak         the long trials: all kills, all seeds"
 	@echo "make browser      the tests that open pages in Chromium"
 	@echo "make configs      write configs/*.yaml anew from the schema"
@@ -54,10 +54,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 
+# Status 2 of a script: it needs what is not installed, and has said so in a line.
 bench: $(VENV)/.installed-dev
 	@for script in benchmarks/*.py; do \
 		[ -e "$$script" ] || { echo "no benchmarks in this checkout"; exit 1; }; \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+		echo "== $$script"; $(BIN)/python "$$script" || [ $$? -eq 2 ] || exit 1; \
 	done
 
 soak: $(VENV)/.installed-dev

@@ -5,9 +5,9 @@ doubling rule, the chapter's exponential rule) and with a fixed one, on seven Mu
 of it by default, hours on two cores; --tasks, --settings, --seeds and --steps choose less.
 
 A run is a task and a setting; its seeds train side by side as one batched network. Each run's curves are one JSON below
-benchmarks/results/table1-STEPS/, the scores of the runs that were asked for go to benchmarks/results/table1-STEPS.json, the
-picture to docs/images/. A finished run is not repeated. A killed command takes its runs along; started again, they go on from
-their last checkpoints below --work.
+benchmarks/results/table1-STEPS/, the scores of the runs that were asked for go to benchmarks/results/table1-STEPS.json and into
+docs/control.md where it has a place for that many steps, the picture to docs/images/. A finished run is not repeated. A killed
+command takes its runs along; started again, they go on from their last checkpoints below --work.
 
 The score of a run is the mean return of its last 100 training episodes. For the table it is scaled task by task: 0 is the return
 of uniformly random actions, 1 the best run's; then it is averaged over tasks and seeds.
@@ -78,6 +78,8 @@ def train(task: str, setting: str, steps: int, seeds: list[int], work: Path, pat
     made, start = made_with(task, setting, steps), time.process_time()
     done = kept(path, made)
     missing = [seed for seed in seeds if str(seed) not in done]
+    if not missing:  # another command has trained them in the meantime
+        return
     folders = [work / f"{task}-{setting}" / f"seed-{seed}" for seed in missing]
     configs = [config(task, setting, steps, seed) for seed in missing]
     control_seeds.train_seeds(configs, folders, "auto", PlainProgress(sys.stdout))
@@ -165,7 +167,10 @@ def main() -> int:
     print(as_markdown(summary))
     from control_parts.pictures import draw_curves
 
-    images = jobs.ROOT / "docs" / "images" if asked.out == RESULTS else asked.out
+    images = asked.out
+    if asked.out == RESULTS:
+        images = jobs.ROOT / "docs" / "images"
+        jobs.into_page(jobs.PAGE, name, as_markdown(summary))
     print(draw_curves(folder, summary, images / f"{name}.png"))
     return 1 if failed else 0
 

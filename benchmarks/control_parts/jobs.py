@@ -20,6 +20,7 @@ from surefoot.launch import usable_cores
 from surefoot.runs import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "control.md"
 PACKAGES = ("surefoot", "torch", "numpy", "gymnasium", "mujoco")
 
 
@@ -112,6 +113,16 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """A whole file or none, keys a line each and lists of numbers on one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (_laid_out(content) + "\n").encode())
+
+
+def into_page(page: Path, name: str, text: str) -> bool:
+    """Puts `text` between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of a page, and tells whether it has them."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, opened, rest = page.read_text(encoding="utf-8").partition(opening)
+    _, closed, after = rest.partition(closing)
+    if opened and closed:
+        write_atomic(page, f"{before}{opening}\n{text}\n\n{closing}{after}".encode())
+    return bool(opened and closed)
 
 
 def _laid_out(value: Any, indent: str = "") -> str:

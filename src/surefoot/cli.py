@@ -139,7 +139,7 @@ def control(
     named = env_words(words or [])
     cfg, path = _settled("control", [*named, *(["--control.record=true"] if record else [])], out, preset="default")
     if dry_run:
-        _describe(cfg, "control", path)
+        _describe(cfg, "control", path, seeds or 1)
     elif seeds is None:
         _start(cfg, lambda: _run_stage("control", cfg, path, resume))
     else:
@@ -421,10 +421,10 @@ def _settled(verb: str, words: Sequence[str], out: Path | None, preset: str | No
     return _load(verb, path, overrides, preset), out if out is not None else Path("runs") / verb
 
 
-def _describe(cfg: Config, verb: str, path: Path) -> None:
+def _describe(cfg: Config, verb: str, path: Path, seeds: int = 1) -> None:
     from surefoot.dry_run import describe
 
-    typer.echo(describe(cfg, verb, path))
+    typer.echo(describe(cfg, verb, path, seeds))
 
 
 def _start(cfg: Config, body: Callable[[], None]) -> None:

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from surefoot.config import Config, RewardConfig, SFTConfig
 
 
-def describe(cfg: Config, verb: str, out: Path) -> str:
-    """The text of `--dry-run`. What follows the settings is commented, so that the whole is a configuration file itself."""
-    lines = [f"# surefoot {verb} --out {out} (a dry run: nothing is written)"]
+def describe(cfg: Config, verb: str, out: Path, seeds: int = 1) -> str:
+    """The text of `--dry-run`. What follows the settings is commented, so that the whole is a configuration file itself.
+
+    `seeds` are trained side by side: sizes are those of one, memory is that of all.
+    """
+    is_one = seeds == 1
+    lines = [f"# surefoot {verb} --out {out}{'' if is_one else f' --seeds {seeds}'} (a dry run: nothing is written)"]
     lines += [dump_config(cfg, verb=verb, comments=True)]
-    lines += ["# sizes", *(f"#   {line}" for line in sizes(cfg, verb)), "", "# memory"]
-    plan = _memory(cfg, verb)
+    lines += ["# sizes" if is_one else "# sizes of one seed", *(f"#   {line}" for line in sizes(cfg, verb)), ""]
+    lines += ["# memory" if is_one else f"# memory of {seeds} seeds"]
+    plan = [(name, seeds * size) for name, size in _memory(cfg, verb)]
     width = max(len(name) for name, _ in [*plan, ("together", 0)])
     plan = [*plan, ("together", sum(size for _, size in plan))]
     lines += [f"#   {name:<{width}}  {gibibytes(size):>10}" for name, size in plan]

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("mujoco")
 
 import table1
+from control_parts import jobs
 from control_parts.table import as_markdown, summarized
 
 SCRIPT = Path(table1.__file__)
@@ -106,3 +107,12 @@ def until(condition: Any, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.05)
+
+
+def test_a_table_takes_the_place_of_the_one_before_and_leaves_the_rest_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- x -->\nold\n<!-- end of x -->\nbelow\n", encoding="utf-8")
+    for text in ("first", "second"):
+        assert jobs.into_page(page, "x", text)
+        assert page.read_text("utf-8") == f"above\n<!-- x -->\n\n{text}\n\n<!-- end of x -->\nbelow\n"
+    assert not jobs.into_page(page, "y", "third") and "third" not in page.read_text("utf-8")

@@ -54,6 +54,14 @@ def test_every_verb_has_sizes_and_a_memory_plan(verb):
     assert (names[0], names[-1]) == ("networks" if verb == "control" else "backbone", "together")
 
 
+def test_seeds_side_by_side_need_as_much_memory_as_all_of_them(capsys):
+    def together(*words):
+        assert run(["control", "CartPole-v1", "--dry-run", *words]) == 0
+        return float(capsys.readouterr().out.rpartition("together")[2].split()[0])
+
+    assert together("--seeds", "16") == pytest.approx(16 * together(), rel=0.15)  # both are rounded to 0.1 MiB
+
+
 def test_the_parts_of_the_memory_plan_add_up(monkeypatch):
     import surefoot.build
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import torch
 import surefoot
 import surefoot.cli
 from surefoot.api_control import ControlRun
-from surefoot.errors import ConfigError, ModelError
+from surefoot.control import record
+from surefoot.errors import ConfigError, Interrupted, ModelError
 from surefoot.runs import load_manifest, read_jsonl
 from walks import Walk
 
@@ -142,6 +146,30 @@ class Painted(Walk):
 
     def render(self) -> Any:
         return None if self.shade is None else np.full((30, 40, 3), self.shade, np.uint8)
+
+
+def test_what_mujoco_cannot_draw_with_is_named() -> None:
+    pytest.importorskip("mujoco")
+    command = [sys.executable, "-W", "ignore", "-c", "from surefoot import ControlRun; ControlRun('Hopper-v5')"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "MUJOCO_GL": "no-such-library"}
+    )
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "ConfigError: control.env = 'Hopper-v5' cannot be made" in last
+    assert "set MUJOCO_GL to egl or osmesa, it is no-such-library (Debian: apt install libegl1" in last
+
+
+def test_a_recording_heeds_a_stop() -> None:
+    run = ControlRun(lambda: Painted(7), settings=SMALL)
+    seen: list[int] = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise Interrupted("now")
+
+    with pytest.raises(Interrupted):
+        record(run.parts.actor_critic, run.parts.collector.normalizer, Painted(7), seed=0, heed=stop)
 
 
 def test_an_episode_is_recorded_in_real_time(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from surefoot.diagnostics.charts import charts
 from surefoot.diagnostics.metrics import is_known
 from surefoot.diagnostics.run_view import read_report_view
 from surefoot.diagnostics.summaries import durations
-from surefoot.errors import ConfigError, TrainingError
+from surefoot.errors import ConfigError, RunError, TrainingError
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import control_course, control_seeds, ppo_control
@@ -203,6 +203,13 @@ def test_several_seeds_have_a_folder_each_and_come_to_a_mean_with_its_interval(
     assert any(line.startswith(f"eval/mean_reward over 3 seeds: {np.mean(means):.1f}") for line in said)
     control_seeds.run(cfg, 3, tmp_path, "auto", Heard())  # nothing is left to do
     assert said[-3].endswith("is done.") or said[-4].endswith("is done.")
+
+
+def test_a_report_of_several_seeds_names_the_folders_that_have_one(tmp_path: Path) -> None:
+    control_seeds.run(settings(seed=3, env="CartPole-v1", total_timesteps=40), 2, tmp_path, "auto", SilentProgress())
+    with pytest.raises(RunError, match=r"the runs of 2 seeds, and a report is of one: `surefoot report .*seed-3`"):
+        read_report_view(tmp_path)
+    assert read_report_view(tmp_path / "seed-4").stage("control") is not None
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import ControlConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, told
 from .vector import SteppedEnvs
 
 if TYPE_CHECKING:
@@ -46,7 +46,20 @@ def make_env(name: str) -> Env:
         raise ConfigError(f"control.env = {name!r}: {missing}. Name a module that can be imported, module:Id-v0.") from missing
     except gym.error.Error as unknown:
         raise ConfigError(f"control.env = {name!r}: Gymnasium knows no such environment.{_nearest(name, gym)}") from unknown
+    except (AttributeError, ImportError, OSError, RuntimeError) as broken:
+        if "MUJOCO_GL" not in os.environ:
+            raise  # nothing of the machine's graphics, so it is a fault of the environment
+        raise ConfigError(
+            f"control.env = {name!r} cannot be made ({told(broken)[:200]}). That may be what MUJOCO_GL names: {screenless()}."
+        ) from broken
     return made
+
+
+def screenless() -> str:
+    """How MuJoCo draws where there is no screen, for a line about what went wrong."""
+    tried = os.environ.get("MUJOCO_GL")
+    now = f"it is {tried}" if tried else "it is not set"
+    return f"for MuJoCo without a screen set MUJOCO_GL to egl or osmesa, {now} (Debian: apt install libegl1, or libosmesa6)"
 
 
 def make_envs(cfg: ControlConfig, factory: EnvFactory | None = None, num_envs: int | None = None) -> SteppedEnvs:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
-from .environments import EVALUATION, RECORDING, episode_seed, flat, for_envs
+from .environments import EVALUATION, RECORDING, episode_seed, flat, for_envs, screenless
 from .nets import MLPActorCritic
 from .normalize import Normalizer
 
@@ -105,15 +105,21 @@ def make_picture_env(name: str, factory: EnvFactory | None = None) -> Env:
     except Exception as problem:  # whatever a graphics library raises
         said = " ".join(str(problem).split())[:200]
         raise ConfigError(
-            f"control.record: {name} cannot be rendered ({type(problem).__name__}: {said}). {_advice()}"
+            f"control.record: {name} cannot be rendered ({type(problem).__name__}: {said}). "
+            f"Install what draws it (pip install 'surefoot[control]'); {screenless()}; or leave out --record."
         ) from problem
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
         raise ConfigError(f"control.record: {name} renders {type(picture).__name__}, not pictures. Leave out --record.")
     return env
 
 
-def record(actor_critic: MLPActorCritic, normalizer: Normalizer, env: Env, *, seed: int) -> bytes:
-    """One episode as a GIF, at most 1,000 steps of it, in real time where the environment says what that is."""
+def record(
+    actor_critic: MLPActorCritic, normalizer: Normalizer, env: Env, *, seed: int, heed: Callable[[], None] = lambda: None
+) -> bytes:
+    """One episode as a GIF, at most 1,000 steps of it, in real time where the environment says what that is.
+
+    `heed` is called at every step and may raise, to break off.
+    """
     from PIL import Image
 
     raw, _ = env.reset(seed=episode_seed(seed, RECORDING, 0, 0))
@@ -121,6 +127,7 @@ def record(actor_critic: MLPActorCritic, normalizer: Normalizer, env: Env, *, se
     every = math.ceil(fps / MAX_FPS)
     pictures: list[Any] = []
     for step in range(MAX_RECORDED_STEPS + 1):
+        heed()
         if step % every == 0:
             picture = Image.fromarray(np.asarray(env.render()))
             picture.thumbnail((MAX_WIDTH, MAX_WIDTH))
@@ -134,12 +141,3 @@ def record(actor_critic: MLPActorCritic, normalizer: Normalizer, env: Env, *, se
         target, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 * every / fps), loop=0, optimize=True
     )
     return target.getvalue()
-
-
-def _advice() -> str:
-    tried = os.environ.get("MUJOCO_GL")
-    now = f"MUJOCO_GL is {tried}" if tried else "MUJOCO_GL is not set"
-    return (
-        f"Install what draws it (pip install 'surefoot[control]'); for MuJoCo without a screen set MUJOCO_GL=egl or osmesa "
-        f"({now}); or leave out --record."
-    )

@@ -94,6 +94,12 @@ def read_report_view(path: Path) -> ReportView:
     own = _read_run(path, path.resolve().name, None, problems) if _is_run(path) else None
     if own is not None and (not inner or own.metrics or own.samples):
         runs.append(own)
+    seeds = sorted(folder for folder in path.glob("seed-*") if _is_run(folder))
+    if not runs and verdict is None and seeds:
+        raise RunError(
+            f"{path} holds the runs of {len(seeds)} seeds, and a report is of one: `surefoot report {seeds[0]}`, and so on. What "
+            f"they come to together stands in {path / 'seeds.json'}."
+        )
     if not runs and verdict is None:
         raise RunError(f"{path} is not a run folder: it holds none of {', '.join(('verdict.json', *_FILES))}.")
     return ReportView(path.resolve().name, verdict, tuple(runs), tuple(problems))

@@ -56,7 +56,8 @@ def finish(parts: Parts, cfg: Config, folder: RunFolder, progress: Progress) -> 
     with folder.final() as final:
         save(final, parts, cfg, figures)
     if parts.picture is not None:
-        gif = record(parts.actor_critic, parts.collector.normalizer, parts.picture, seed=cfg.seed)
+        normalizer = parts.collector.normalizer
+        gif = record(parts.actor_critic, normalizer, parts.picture, seed=cfg.seed, heed=folder.check_stop)
         write_atomic(folder.path / "episode.gif", gif)
         progress.say(f"control: an episode, {folder.path / 'episode.gif'}")
     if "eval/mean_reward" in last:
