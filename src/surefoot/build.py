@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surefoot.config import Config, ModelConfig
+from surefoot.config import Config, ModelConfig, is_url
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
 from surefoot.errors import ConfigError, DataError
 from surefoot.lm.adapters import add_adapter
@@ -19,8 +19,12 @@ from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, read_r
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.preferences.store import PreferenceStore
 from surefoot.rewards.function import FunctionReward, load_function
+from surefoot.rewards.http import HttpReward
 from surefoot.rewards.model import load_reward_model
+from surefoot.rewards.verifiable import verifiable
+from surefoot.rewards.weighted import WeightedSum, source_names
 from surefoot.rollout.local import LocalEngine
+from surefoot.runs.stop import STOP
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
@@ -245,15 +249,29 @@ def engine_of(cfg: Config, backbone: Backbone, adapter: str | None) -> RolloutEn
 
 
 def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardSource:
-    """A callable as it is, a source as it is, `module:function`, or a reward-model folder."""
+    """A callable as it is, a source as it is, or what the settings name: one source, or the weighted sum of several."""
     if given is not None:
         source_given: RewardSource = given if callable(getattr(given, "score", None)) else FunctionReward(given)
         return source_given
-    source = cfg.reward_source.source
-    if source is None:
-        raise ConfigError("reward_source.source is not set. Name a reward-model folder (runs/reward/final) or module:function.")
+    named = cfg.reward_source.every
+    if not named:
+        raise ConfigError(
+            "reward_source.source is not set. Name a reward-model folder (runs/reward/final), module:function, or a server's URL."
+        )
+    if not cfg.reward_source.sources:
+        return _named_source(cfg, backbone, named[0])
+    weights = cfg.reward_source.weights or (1.0,) * len(named)
+    loaded = [_named_source(cfg, backbone, source) for source in named]
+    return WeightedSum(list(zip(source_names(named), loaded, weights, strict=True)))
+
+
+def _named_source(cfg: Config, backbone: Backbone, source: str) -> RewardSource:
+    if is_url(source):
+        return HttpReward(source, cfg.reward_source, is_stopping=lambda: STOP.requested is not None)
     if Path(source).exists():
         return load_reward_model(Path(source), backbone, cfg.reward_source.batch_size, may_share=cfg.model.tuning == "lora")
+    if (check := verifiable(source)) is not None:
+        return FunctionReward(check, source)
     if ":" in source:
         return FunctionReward(load_function(source), source)
     raise ConfigError(f"reward_source.source = {source!r}: no such folder, and no module:function. Name one of the two.")
