@@ -8,6 +8,7 @@ adapter only the head is read, and no second copy of the weights is loaded. With
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,20 @@ class SharedRewardModel:
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        rows = _rows(prompts, completions, self.scorer.backbone.codec)
-        raw = _in_batches(self.scorer, rows, self.batch_size)
-        return _scores(raw, self.facts)
+        return _scores(shared_raw([self.scorer], prompts, completions, self)[0], self.facts)
+
+
+def shared_raw(
+    scorers: Sequence[RewardScorer], prompts: Prompts, completions: Completions, like: SharedRewardModel
+) -> Float[Tensor, "K B"]:
+    """Raw scores of heads that read the states that `like` reads: the trunk runs once for all."""
+    trunk = like.scorer
+
+    def raw(rows: list[list[int]]) -> Float[Tensor, "B K"]:
+        features = trunk.features(rows)
+        return torch.stack([scorer.head(features) for scorer in scorers], 1)
+
+    return _in_batches(raw, _rows(prompts, completions, trunk.backbone.codec), like.batch_size).T
 
 
 class SeparateRewardModel:
@@ -168,18 +180,20 @@ def _rows(prompts: Prompts, completions: Completions, codec: Codec) -> list[list
     ]
 
 
-def _in_batches(raw: Any, rows: list[list[int]], batch_size: int) -> Float[Tensor, " B"]:
-    """Raw scores in the order of `rows`; like lengths are scored together."""
+def _in_batches(raw: Callable[[list[list[int]]], Tensor], rows: list[list[int]], batch_size: int) -> Tensor:
+    """Raw scores [B] or [B, K] in the order of `rows`; like lengths are scored together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    out = torch.zeros(len(rows))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        out[part] = raw([rows[i] for i in part]).cpu()
-    return out
+    parts = [raw([rows[i] for i in order[start : start + batch_size]]).cpu() for start in range(0, len(order), batch_size)]
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def normalised(raw: Float[Tensor, " B"], facts: RewardFacts) -> Float[Tensor, " B"]:
+    """(raw - mean) / deviation. Raises ModelError where a raw score is not finite."""
+    if not bool(raw.isfinite().all()):
+        raise ModelError(f"the reward model gave a score that is not finite for answer {int((~raw.isfinite()).nonzero()[0, 0])}.")
+    return (raw - facts.mean) / facts.deviation
 
 
 def _scores(raw: Float[Tensor, " B"], facts: RewardFacts) -> Scores:
-    if not bool(raw.isfinite().all()):
-        raise ModelError(f"the reward model gave a score that is not finite for answer {int((~raw.isfinite()).nonzero()[0, 0])}.")
-    value = (raw - facts.mean) / facts.deviation
+    value = normalised(raw, facts)
     return Scores(value=value, parts={"reward_model": value}, valid=torch.ones_like(value, dtype=torch.bool))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,11 @@ from surefoot.diagnostics.calibration import accuracy_by_length_gap, accuracy_in
 from surefoot.lm.batches import PairRow
 from surefoot.lm.roles import RewardScorer
 from surefoot.progress import Progress
-from surefoot.rewards.model import RewardFacts, save_reward_model
+from surefoot.rewards.ensemble import save_ensemble
 from surefoot.runs import RunFolder
 from surefoot.stages.cards import write_card
 from surefoot.stages.inputs import digest
-from surefoot.stages.supervised import FitStep, fit, total_steps
+from surefoot.stages.supervised import FitStep, Task, fit, total_steps
 
 Row = tuple[int, ...]
 Heed = Callable[[], None]  # raises Interrupted where a stop was asked for
@@ -36,7 +36,7 @@ def unheeding() -> None:
 class Features:
     """Frozen states of token rows, computed once and kept in a file: a head is trained without running the trunk again.
 
-    The scorer's scale becomes the deviation of each feature over these rows.
+    The scorer's scale becomes the deviation of each feature over these rows; `scale` has it for other heads that read them.
     """
 
     def __init__(
@@ -54,9 +54,18 @@ class Features:
                 part = [list(row) for row in unique[start : start + batch_size]]
                 self.table[start : start + len(part)] = scorer.features(part).cpu()
             scorer.scale.copy_(self.table.std(0, correction=0).clamp(min=1e-4))
+        self.scale = scorer.scale
 
     def of(self, rows: Sequence[Row]) -> Float[Tensor, "B D"]:
         return self.table[[self.place[row] for row in rows]]
+
+
+class PairTask(Task, Protocol):
+    """Learns from pairs, and scores both answers of each."""
+
+    pairs: Sequence[PairRow]
+
+    def scores(self, items: Sequence[int]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]: ...
 
 
 class RankingTask:
@@ -91,13 +100,21 @@ class RankingTask:
 
     def loss(self, items: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         chosen, rejected = self.scores(items)
+        return self.losses(items, chosen, rejected).sum(), self.figures(items, chosen, rejected)
+
+    def losses(self, items: Sequence[int], chosen: Tensor, rejected: Tensor) -> Float[Tensor, " B"]:
+        """The loss of each pair, given its scores."""
         target = torch.tensor([self.pairs[i].target for i in items], device=chosen.device)
         margin = torch.tensor([self.pairs[i].margin for i in items], device=chosen.device) if self.use_margin else None
-        loss = ranking_loss(chosen, rejected, margin, target) + self.center_coef * (chosen + rejected) ** 2 / 4
+        return ranking_loss(chosen, rejected, margin, target) + self.center_coef * (chosen + rejected) ** 2 / 4
+
+    def figures(self, items: Sequence[int], chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+        """Sums over the pairs of what is recorded, given their scores."""
+        target = torch.tensor([self.pairs[i].target for i in items], device=chosen.device)
         # a vote for the first answer agrees with a share `target` of the voters, a tie with half of them
         agreement = target * pair_accuracy(chosen, rejected) + (1 - target) * pair_accuracy(rejected, chosen)
         both = torch.cat([chosen, rejected]).detach()
-        return loss.sum(), {
+        return {
             "accuracy": agreement.sum().item(),
             "margin": (chosen - rejected).sum().item(),
             "mean_reward": both.mean().item() * len(items),
@@ -108,12 +125,17 @@ class RankingTask:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """What reward-model training needs."""
+    """What reward-model training needs: one scorer, or the members of an ensemble."""
 
-    scorer: RewardScorer
-    train: RankingTask
-    validation: RankingTask
+    scorers: tuple[RewardScorer, ...]
+    train: PairTask
+    validation: PairTask
     parameters: list[tuple[str, nn.Parameter]]
+
+    @property
+    def scorer(self) -> RewardScorer:
+        """The one scorer, or the first member."""
+        return self.scorers[0]
 
 
 def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[FitStep]:
@@ -122,7 +144,7 @@ def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> I
 
 
 @torch.no_grad()
-def normalisation(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> tuple[float, float]:
+def normalisation(task: PairTask, batch_size: int, heed: Heed = unheeding) -> tuple[float, float]:
     """Mean and deviation of raw scores over the answers trained on, each pair's two."""
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(task), batch_size):
@@ -135,7 +157,7 @@ def normalisation(task: RankingTask, batch_size: int, heed: Heed = unheeding) ->
 
 
 @torch.no_grad()
-def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
+def held_out_figures(task: PairTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
     """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
     decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
     if not decided:
@@ -172,18 +194,17 @@ def inputs(parts: RewardParts) -> dict[str, str]:
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
+    from surefoot.stages.reward_ensemble import member_facts
 
     parts = build_reward(cfg, folder.path, progress.say, heed=folder.check_stop, **given)
     folder.declare(inputs(parts))
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)
-    size = cfg.reward.batch_size
-    mean, deviation = normalisation(parts.train, size, folder.check_stop) if cfg.reward.normalize else (0.0, 1.0)
-    figures = held_out_figures(parts.validation, size, folder.check_stop)
+    facts = member_facts(parts, cfg, folder.check_stop)
+    figures = held_out_figures(parts.validation, cfg.reward.batch_size, folder.check_stop)
     backbone = parts.scorer.backbone
-    facts = RewardFacts(cfg.reward.method, parts.scorer.layer, backbone.fingerprint, mean, deviation)
     with folder.final() as final:
-        save_reward_model(parts.scorer, facts, final)
+        save_ensemble(parts.scorers, facts, final)
         write_card(final, "reward", cfg, backbone.source, figures)
     folder.finish(base=backbone.source, held_out=figures)
