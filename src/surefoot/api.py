@@ -22,7 +22,7 @@ from surefoot.lm.data import rows_from
 from surefoot.rewards.ensemble import EnsembleReward, save_ensemble
 from surefoot.rewards.model import RewardFacts, SharedRewardModel
 from surefoot.runs import RunFolder
-from surefoot.stages import ppo_lm, reward, sft
+from surefoot.stages import ppo_lm, reward, reward_card, sft
 from surefoot.stages.judging import Judge
 from surefoot.stages.ppo_lm import PPOStep
 from surefoot.stages.reward_ensemble import member_facts
@@ -122,6 +122,12 @@ class RewardRun:
     def held_out(self) -> dict[str, object]:
         """Accuracy on held-out pairs with its interval, and calibration."""
         return reward.held_out_figures(self.parts.validation, self.config.reward.batch_size)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The report card: accuracy, calibration and its temperature, length, probes, and a verdict in words."""
+        held = reward_card.held_out_pairs(self.parts.validation, self.config.reward.batch_size)
+        return reward_card.report_card(self.parts, held, self.config)
 
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
         """Scores of answers, normalised by the answers it was trained on."""

@@ -115,7 +115,14 @@ def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[Preferen
     if train is None and cfg.reward.store is not None:
         with PreferenceStore.open(Path(cfg.reward.store), create=False) as store:
             rows = [
-                {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "margin": p.margin, "target": p.target}
+                {
+                    "prompt": p.prompt,
+                    "chosen": p.chosen,
+                    "rejected": p.rejected,
+                    "margin": p.margin,
+                    "target": p.target,
+                    "source": " + ".join(p.sources),
+                }
                 for p in store.preferences()
             ]
             counts = store.counts()

@@ -31,13 +31,17 @@ SIDECAR = "reward.json"
 
 @dataclass(frozen=True, slots=True)
 class RewardFacts:
-    """The sidecar of a reward model. A score leaves as (raw - mean) / deviation; 0 and 1 where nothing was normalised."""
+    """The sidecar of a reward model. A score leaves as (raw - mean) / deviation; 0 and 1 where nothing was normalised.
+
+    `temperature` is fitted on held-out pairs: P(a before b) = sigmoid((raw_a - raw_b) / temperature).
+    """
 
     method: str = "full"
     layer: int | None = None
     base: str = ""
     mean: float = 0.0
     deviation: float = 1.0
+    temperature: float = 1.0
 
 
 def read_facts(folder: Path) -> RewardFacts:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from surefoot.config import Config
 from surefoot.core import pair_accuracy, ranking_loss
 from surefoot.diagnostics.calibration import accuracy_by_length_gap, accuracy_interval, calibration
+from surefoot.diagnostics.report_card import HeldOut
 from surefoot.lm.batches import PairRow
 from surefoot.lm.roles import RewardScorer
 from surefoot.progress import Progress
@@ -156,28 +158,24 @@ def normalisation(task: PairTask, batch_size: int, heed: Heed = unheeding) -> tu
     return mean, max(math.sqrt(squares / max(count, 1)), 1e-6)
 
 
-@torch.no_grad()
 def held_out_figures(task: PairTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
     """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
-    decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
-    if not decided:
+    from surefoot.stages.reward_card import held_out_pairs
+
+    return figures_of(held_out_pairs(task, batch_size, heed))
+
+
+def figures_of(held: HeldOut) -> dict[str, object]:
+    """The figures of pairs that have been scored."""
+    if not len(held):
         return {"num_pairs": 0}
-    scores: tuple[list[float], list[float]] = ([], [])
-    lengths: tuple[list[int], list[int]] = ([], [])
-    for start in range(0, len(decided), batch_size):
-        heed()
-        items = decided[start : start + batch_size]
-        for i, first, second in zip(items, *(side.tolist() for side in task.scores(items)), strict=True):
-            pair, won = task.pairs[i], 0 if task.pairs[i].target > 0.5 else 1
-            for side, score, row in ((won, first, pair.chosen), (1 - won, second, pair.rejected)):
-                scores[side].append(score)
-                lengths[side].append(len(row))
-    accuracy = accuracy_interval(*scores, [task.pairs[i].prompt for i in decided])
-    by_gap = accuracy_by_length_gap(*scores, *lengths)
+    scores = held.chosen, held.rejected
+    accuracy = accuracy_interval(*scores, held.prompts)
+    by_gap = accuracy_by_length_gap(*scores, held.chosen_lengths, held.rejected_lengths)
     return {
         "accuracy": accuracy.value,
         "accuracy_interval": accuracy.as_list(),
-        "num_pairs": len(decided),
+        "num_pairs": len(held),
         "calibration": calibration(*scores).as_dict(),
         "accuracy_by_length_gap": [
             {"from": gap.low if math.isfinite(gap.low) else None, "accuracy": gap.accuracy.value, "count": gap.accuracy.count}
@@ -194,6 +192,8 @@ def inputs(parts: RewardParts) -> dict[str, str]:
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
+    from surefoot.stages.reward_card import FILE as CARD
+    from surefoot.stages.reward_card import held_out_pairs, report_card, write_card_file
     from surefoot.stages.reward_ensemble import member_facts
 
     parts = build_reward(cfg, folder.path, progress.say, heed=folder.check_stop, **given)
@@ -202,9 +202,16 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)
     facts = member_facts(parts, cfg, folder.check_stop)
-    figures = held_out_figures(parts.validation, cfg.reward.batch_size, folder.check_stop)
+    held = held_out_pairs(parts.validation, cfg.reward.batch_size, folder.check_stop)
+    figures, found = figures_of(held), report_card(parts, held, cfg, folder.check_stop)
+    if len(facts) == 1 and len(held):
+        facts = (replace(facts[0], temperature=found["calibration"]["temperature"]),)
     backbone = parts.scorer.backbone
     with folder.final() as final:
         save_ensemble(parts.scorers, facts, final)
+        write_card_file(final, found)
         write_card(final, "reward", cfg, backbone.source, figures)
+    folder.write(CARD, json.dumps(found, indent=2) + "\n")
+    for finding in found["verdict"]:
+        progress.say(finding["sentence"])
     folder.finish(base=backbone.source, held_out=figures)
