@@ -19,11 +19,13 @@ from surefoot.config import Config
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.lm.batches import prompt_set
 from surefoot.lm.data import rows_from
-from surefoot.rewards.model import RewardFacts, SharedRewardModel, save_reward_model
+from surefoot.rewards.ensemble import EnsembleReward, save_ensemble
+from surefoot.rewards.model import RewardFacts, SharedRewardModel
 from surefoot.runs import RunFolder
-from surefoot.stages import ppo_lm, reward, sft
+from surefoot.stages import ppo_lm, reward, reward_card, sft
 from surefoot.stages.judging import Judge
 from surefoot.stages.ppo_lm import PPOStep
+from surefoot.stages.reward_ensemble import member_facts
 from surefoot.stages.supervised import FitStep
 from surefoot.types import Completions, Prompts, Scores
 
@@ -99,7 +101,7 @@ class RewardRun:
         self.parts = build_reward(
             self.config, None if out is None else Path(out), say, model=given, train=train, validation=validation
         )
-        self._facts: RewardFacts | None = None
+        self._facts: tuple[RewardFacts, ...] | None = None
         self._steps = stepped(out, "reward", self.config, lambda: reward.inputs(self.parts), self._learn)
 
     def _learn(self, folder: RunFolder | None) -> Iterator[FitStep]:
@@ -121,20 +123,27 @@ class RewardRun:
         """Accuracy on held-out pairs with its interval, and calibration."""
         return reward.held_out_figures(self.parts.validation, self.config.reward.batch_size)
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """The report card: accuracy, calibration and its temperature, length, probes, and a verdict in words."""
+        held = reward_card.held_out_pairs(self.parts.validation, self.config.reward.batch_size)
+        return reward_card.report_card(self.parts, held, self.config)
+
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
         """Scores of answers, normalised by the answers it was trained on."""
-        return SharedRewardModel(self.parts.scorer, self._known(), self.config.reward.batch_size).score(prompts, completions)
+        size = self.config.reward.batch_size
+        members = [SharedRewardModel(s, facts, size) for s, facts in zip(self.parts.scorers, self._known(), strict=True)]
+        source = members[0] if len(members) == 1 else EnsembleReward(members, "mean")
+        return source.score(prompts, completions)
 
     def save(self, folder: str | Path) -> None:
         """Writes what AutoModelForSequenceClassification loads, and reward.json."""
-        save_reward_model(self.parts.scorer, self._known(), Path(folder))
+        save_ensemble(self.parts.scorers, self._known(), Path(folder))
 
-    def _known(self) -> RewardFacts:
+    def _known(self) -> tuple[RewardFacts, ...]:
         """Mean and deviation over all training answers, measured once for the weights as they are: PPO scores often."""
         if self._facts is None:
-            cfg, scorer = self.config.reward, self.parts.scorer
-            mean, deviation = reward.normalisation(self.parts.train, cfg.batch_size) if cfg.normalize else (0.0, 1.0)
-            self._facts = RewardFacts(cfg.method, scorer.layer, scorer.backbone.fingerprint, mean, deviation)
+            self._facts = member_facts(self.parts, self.config)
         return self._facts
 
 

@@ -9,26 +9,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surefoot.config import Config, ModelConfig
+from surefoot.config import Config, ModelConfig, is_url
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
 from surefoot.errors import ConfigError
-from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
 from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, PromptRow, read_rows, rows_from, split_by_prompt
-from surefoot.lm.roles import LanguageActorCritic, RewardScorer
+from surefoot.lm.roles import LanguageActorCritic
+from surefoot.rewards.ensemble import load_reward
 from surefoot.rewards.function import FunctionReward, load_function
-from surefoot.rewards.model import load_reward_model
+from surefoot.rewards.http import HttpReward
 from surefoot.rewards.novelty import FILE as NOVELTY
 from surefoot.rewards.novelty import TrainedOn
+from surefoot.rewards.verifiable import verifiable
+from surefoot.rewards.weighted import WeightedSum, source_names
 from surefoot.rollout.local import LocalEngine
+from surefoot.runs.stop import STOP
 from surefoot.stages.answers import Author
 from surefoot.stages.compare import CompareParts
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts, start_from
-from surefoot.stages.reward import Features, Heed, RankingTask, RewardParts, unheeding
+from surefoot.stages.reward import Heed, RewardParts, unheeding
+from surefoot.stages.reward_ensemble import member_parts, member_scorers
 from surefoot.stages.selection import Judgement
 from surefoot.stages.sft import SFTParts, prepare
 from surefoot.stages.votes import read_votes
@@ -100,27 +104,15 @@ def build_reward(
         kept, left = split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
     else:
         kept, left = rows, dataset(held_out, "preferences", "data.validation", say).rows
-    adapter = "reward" if cfg.reward.method == "adapter" else None
-    if adapter:
-        add_adapter(backbone.model, adapter, cfg.model, seed=cfg.seed)
-    scorer = RewardScorer(backbone, layer=cfg.reward.layer, adapter=adapter, seed=cfg.seed)
+    scorers = member_scorers(backbone, cfg)
     (train_pairs, long_train), (left_pairs, long_left) = (pair_rows(part, backbone.codec) for part in (kept, left))
-    pairs = (train_pairs, left_pairs)
-    features = None
-    if cfg.reward.method == "head":
-        every = [row for part in pairs for pair in part for row in (pair.chosen, pair.rejected)]
-        say(f"features: states of {len(set(every))} answers at layer {scorer.layer}, computed once")
-        features = Features(scorer, every, folder, 2 * cfg.reward.micro_batch_size, heed)
-    train_task, held_out_task = (
-        RankingTask(part, scorer, features, use_margin=cfg.reward.use_margin, center_coef=cfg.reward.center_coef)
-        for part in pairs
-    )
+    parts = member_parts(scorers, train_pairs, left_pairs, cfg, folder, say, heed)
     cut = long_train + long_left
     say(
-        f"train: {len(train_task)} pairs; held out: {len(held_out_task)}"
+        f"train: {len(train_pairs)} pairs; held out: {len(left_pairs)}"
         + (f"; {cut} answers passed the context with their prompts and were cut on the left" if cut else "")
     )
-    return RewardParts(scorer, train_task, held_out_task, scorer.trainable(cfg.reward.method))
+    return parts
 
 
 def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[PreferenceRow]:
@@ -312,15 +304,29 @@ def engine_of(cfg: Config, backbone: Backbone, adapter: str | None) -> RolloutEn
 
 
 def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardSource:
-    """A callable as it is, a source as it is, `module:function`, or a reward-model folder."""
+    """A callable as it is, a source as it is, or what the settings name: one source, or the weighted sum of several."""
     if given is not None:
         source_given: RewardSource = given if callable(getattr(given, "score", None)) else FunctionReward(given)
         return source_given
-    source = cfg.reward_source.source
-    if source is None:
-        raise ConfigError("reward_source.source is not set. Name a reward-model folder (runs/reward/final) or module:function.")
+    named = cfg.reward_source.every
+    if not named:
+        raise ConfigError(
+            "reward_source.source is not set. Name a reward-model folder (runs/reward/final), module:function, or a server's URL."
+        )
+    if not cfg.reward_source.sources:
+        return _named_source(cfg, backbone, named[0])
+    weights = cfg.reward_source.weights or (1.0,) * len(named)
+    loaded = [_named_source(cfg, backbone, source) for source in named]
+    return WeightedSum(list(zip(source_names(named), loaded, weights, strict=True)))
+
+
+def _named_source(cfg: Config, backbone: Backbone, source: str) -> RewardSource:
+    if is_url(source):
+        return HttpReward(source, cfg.reward_source, is_stopping=lambda: STOP.requested is not None)
     if Path(source).exists():
-        return load_reward_model(Path(source), backbone, cfg.reward_source.batch_size, may_share=cfg.model.tuning == "lora")
+        return load_reward(Path(source), backbone, cfg.reward_source, may_share=cfg.model.tuning == "lora")
+    if (check := verifiable(source)) is not None:
+        return FunctionReward(check, source)
     if ":" in source:
         return FunctionReward(load_function(source), source)
     raise ConfigError(f"reward_source.source = {source!r}: no such folder, and no module:function. Name one of the two.")
@@ -352,6 +358,7 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
     full = cfg.model.tuning == "full"
     layers = None if verb == "demo" else cfg.model.lora_layers  # the demo's SFT adapts every block
     trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank, layers)
+    trained *= cfg.reward.ensemble if verb == "reward" else 1
     rows, tokens = {
         "sft": (cfg.sft.micro_batch_size, 256),
         "reward": (2 * cfg.reward.micro_batch_size, 256),

@@ -45,6 +45,10 @@ class Interrupted(SurefootError):
     exit_status = 75
 
 
+class Paused(Interrupted):
+    """A server that the run needs does not answer; the last complete state is saved and the same command goes on from it."""
+
+
 def told(error: BaseException) -> str:
     """An exception of somebody else's code within a line of ours: its type and what it says, ends of line made spaces."""
     said = " ".join(str(error).split())

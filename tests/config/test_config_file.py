@@ -117,8 +117,8 @@ def test_one_word_may_stand_for_a_list_of_one_on_the_command_line(load):
         ("sft: {learning_rat: 1}\n", "run.yaml line 1: no setting sft.learning_rat. Did you mean sft.learning_rate?"),
         ("sede: 1\n", "run.yaml line 1: no setting sede. Did you mean seed?"),
         (
-            "weight: 1\nnum_epoch: 1\n",
-            "run.yaml line 1: no setting weight. `surefoot ppo --dry-run` prints all that there are.\n"
+            "gravity: 1\nnum_epoch: 1\n",
+            "run.yaml line 1: no setting gravity. `surefoot ppo --dry-run` prints all that there are.\n"
             "run.yaml line 2: no setting num_epoch. Did you mean sft.num_epochs or reward.num_epochs?",
         ),
         ("rolout: 1\n", "run.yaml line 1: no setting rolout. Did you mean rollout?"),

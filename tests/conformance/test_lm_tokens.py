@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from surefoot.api import SFTRun
+from surefoot.api import PPORun, SFTRun
 from surefoot.config import ModelConfig, RolloutConfig
 from surefoot.errors import DataError, ModelError
 from surefoot.lm.backbone import Backbone, from_objects
@@ -300,6 +300,25 @@ def test_item_09_a_reward_model_with_another_tokenizer_reads_text(backbone: Back
     alone = [model(**tokenizer(p + t, return_tensors="pt")).logits.item() for p, t in zip(prompts, texts, strict=True)]
     assert found.tolist() == pytest.approx(alone, abs=1e-5)
     assert max(alone) - min(alone) > 1e-3
+
+
+def test_item_09_such_a_reward_model_drives_ppo_with_the_scores_it_gives_alone(
+    backbone: Backbone, wordpiece_folder: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(wordpiece_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(wordpiece_folder)
+    settings = {"rollout.response_length": 6, "ppo.rollout_batch_size": 4, "ppo.total_episodes": 8, "ppo.learning_rate": 0.02}
+    before = {name: p.clone() for name, p in backbone.model.named_parameters()}
+    for step in PPORun(backbone, prompts=["the film was", "the plot"], reward=wordpiece_folder, settings=settings):
+        seen = step.rollout
+        texts = [p + c for p, c in zip(seen.prompts.text, seen.completions.text, strict=True)]
+        alone = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+        assert seen.scores.value.tolist() == pytest.approx(alone, abs=1e-5)
+        assert step.metrics["objective/scores"] == pytest.approx(sum(alone) / len(alone), abs=1e-5)
+        assert step.stats.steps == 4
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.model.named_parameters() if name in before)
 
 
 def test_item_09_a_text_beyond_its_context_is_cut_at_its_beginning(backbone: Backbone, wordpiece_folder: Path) -> None:

@@ -156,7 +156,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
         line={"width": 1},
         hovertemplate=hover,
     )
-    figure = _figure([points, diagonal], unit="", is_share=True)
+    figure = plain_figure([points, diagonal], unit="", is_share=True)
     figure["layout"]["xaxis"] = {"title": {"text": "confidence"}, "tickformat": ".0%", "range": [0.48, 1.02]}
     figure["layout"]["yaxis"] = {
         "title": {"text": "share that is right"},
@@ -211,7 +211,9 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
         others=others,
         healthy=main.healthy,
         what_to_do=main.what_to_do,
-        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")),
+        figure=plain_figure(
+            traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")
+        ),
         description=". ".join(_words(key, *curve) for key, curve in curves.items()),
         table=_table(curves),
     )
@@ -239,7 +241,7 @@ def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter
 _ACROSS = {"rounds": "round, 0 is the SFT model"}  # what a step is, where it has a name of its own
 
 
-def _figure(
+def plain_figure(
     traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False, across: str = "step"
 ) -> dict[str, Any]:
     """A figure as plain JSON values, without Plotly's own template: the page lays its theme under it."""

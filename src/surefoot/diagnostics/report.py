@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from surefoot.diagnostics.card_view import card_view
 from surefoot.diagnostics.charts import Chart, charts, reliability_chart
 from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
 from surefoot.diagnostics.samples import chosen_samples, step_samples
@@ -118,6 +119,7 @@ def _content(view: ReportView) -> dict[str, Any]:
         "missing": _missing(view),
         "calibration": _calibration(verdict, held_out),
         "length_gaps": length_gaps(held_out),
+        "card": card_view(reward.card) if reward else None,
         "samples": samples,
         "num_best": sum(sample.tag == "best" for sample in samples),  # and as many of the worst
         "num_samples": sum("before" in row for row in evaluation.samples) if evaluation else 0,

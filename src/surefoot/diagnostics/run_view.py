@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -30,6 +30,7 @@ class RunView:
     samples: tuple[Row, ...]
     manifest: Row
     config: str | None
+    card: Row = field(default_factory=dict)  # of a reward model
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of the lines that hold a finite number under `key`; the line's number where `step` is missing."""
@@ -141,6 +142,7 @@ def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) ->
         samples=samples,
         manifest=manifest,
         config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
+        card=_mapping(folder / "card.json", problems) or {},
     )
 
 

@@ -145,7 +145,8 @@ def completion_rows(rows: Sequence[CompletionRow], codec: Codec, *, completion_o
 class PairRow:
     """The two rows of a preference, as a reward model reads them.
 
-    `target` is the share of votes for the first; `margin` may be 0. `prompt` tells which pairs belong together.
+    `target` is the share of votes for the first; `margin` may be 0. `prompt` tells which pairs belong together. `source` is the
+    row's column of that name: whose votes they are.
     """
 
     prompt: tuple[int, ...]
@@ -153,6 +154,7 @@ class PairRow:
     rejected: tuple[int, ...]
     margin: float
     target: float
+    source: str = ""
 
 
 def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> tuple[list[PairRow], int]:
@@ -164,5 +166,6 @@ def pair_rows(rows: Sequence[PreferenceRow], codec: Codec) -> tuple[list[PairRow
         answers = [codec.completion_ids(content) for content in (row.chosen, row.rejected)]
         num_long += sum(len(prompt) + len(ids) > codec.context for ids in answers)
         chosen, rejected = (tuple(reward_row(prompt, ids, codec)) for ids in answers)
-        out.append(PairRow(tuple(prompt), chosen, rejected, row.margin or 0.0, 1.0 if row.target is None else row.target))
+        target, source = 1.0 if row.target is None else row.target, str(row.columns.get("source") or "")
+        out.append(PairRow(tuple(prompt), chosen, rejected, row.margin or 0.0, target, source))
     return out, num_long

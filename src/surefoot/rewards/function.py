@@ -45,6 +45,8 @@ class FunctionReward:
         columns = {key: list(column) for key, column in prompts.columns.items() if self._takes_all or key in self._named}
         try:
             returned = self.function(list(prompts.text), list(completions.text), **columns)
+        except RewardError:  # a check of ours says itself what is wrong
+            raise
         except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
             raise RewardError(f"reward function {self.name} raised {told(error)}. Nothing was trained on this batch.") from error
         numbers = self._checked(returned, completions.text)

@@ -8,7 +8,7 @@ adapter only the head is read, and no second copy of the weights is loaded. With
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,17 @@ SIDECAR = "reward.json"
 
 @dataclass(frozen=True, slots=True)
 class RewardFacts:
-    """The sidecar of a reward model. A score leaves as (raw - mean) / deviation; 0 and 1 where nothing was normalised."""
+    """The sidecar of a reward model. A score leaves as (raw - mean) / deviation; 0 and 1 where nothing was normalised.
+
+    `temperature` is fitted on held-out pairs: P(a before b) = sigmoid((raw_a - raw_b) / temperature).
+    """
 
     method: str = "full"
     layer: int | None = None
     base: str = ""
     mean: float = 0.0
     deviation: float = 1.0
+    temperature: float = 1.0
 
 
 def read_facts(folder: Path) -> RewardFacts:
@@ -81,14 +85,25 @@ class SharedRewardModel:
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        rows = _rows(prompts, completions, self.scorer.backbone.codec)
-        raw = _in_batches(self.scorer, rows, self.batch_size)
-        return _scores(raw, self.facts)
+        return _scores(shared_raw([self.scorer], prompts, completions, self)[0], self.facts)
 
     @torch.no_grad()
     def features(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "B D"]:
         """What the head reads of each answer."""
         return _in_batches(self.scorer.features, _rows(prompts, completions, self.scorer.backbone.codec), self.batch_size)
+
+
+def shared_raw(
+    scorers: Sequence[RewardScorer], prompts: Prompts, completions: Completions, like: SharedRewardModel
+) -> Float[Tensor, "K B"]:
+    """Raw scores of heads that read the states that `like` reads: the trunk runs once for all."""
+    trunk = like.scorer
+
+    def raw(rows: list[list[int]]) -> Float[Tensor, "B K"]:
+        features = trunk.features(rows)
+        return torch.stack([scorer.head(features) for scorer in scorers], 1)
+
+    return _in_batches(raw, _rows(prompts, completions, trunk.backbone.codec), like.batch_size).T
 
 
 class SeparateRewardModel:
@@ -194,8 +209,13 @@ def _in_batches(read: Callable[[list[list[int]]], Tensor], rows: list[list[int]]
     return torch.cat(parts)[torch.tensor(order).argsort()] if parts else torch.zeros(0)
 
 
-def _scores(raw: Float[Tensor, " B"], facts: RewardFacts) -> Scores:
+def normalised(raw: Float[Tensor, " B"], facts: RewardFacts) -> Float[Tensor, " B"]:
+    """(raw - mean) / deviation. Raises ModelError where a raw score is not finite."""
     if not bool(raw.isfinite().all()):
         raise ModelError(f"the reward model gave a score that is not finite for answer {int((~raw.isfinite()).nonzero()[0, 0])}.")
-    value = (raw - facts.mean) / facts.deviation
+    return (raw - facts.mean) / facts.deviation
+
+
+def _scores(raw: Float[Tensor, " B"], facts: RewardFacts) -> Scores:
+    value = normalised(raw, facts)
     return Scores(value=value, parts={"reward_model": value}, valid=torch.ones_like(value, dtype=torch.bool))

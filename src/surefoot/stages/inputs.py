@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from surefoot.runs import hash_folder
@@ -17,8 +17,8 @@ def digest(rows: Iterable[object]) -> str:
     return total.hexdigest()
 
 
-def source_digest(source: str | None) -> str:
-    """What a reward source is: the hash of its folder, or its name where it is a function."""
-    if source is None:
+def source_digest(sources: Sequence[str]) -> str:
+    """What the reward sources are: the hashes of their folders, or their names where they are functions or servers."""
+    if not sources:
         return "an object"
-    return hash_folder(Path(source)) if Path(source).is_dir() else source
+    return ", ".join(hash_folder(Path(source)) if Path(source).is_dir() else source for source in sources)

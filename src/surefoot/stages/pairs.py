@@ -166,7 +166,7 @@ def said_by(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> tup
 def inputs(parts: PairsParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
     models = {author.name: author.backbone.fingerprint for author in parts.authors}
-    reward = {"reward": source_digest(cfg.reward_source.source)} if parts.judgement.reward is not None else {}
+    reward = {"reward": source_digest(cfg.reward_source.every)} if parts.judgement.reward is not None else {}
     return {"prompts": digest(parts.authors[0].prompts.ids), "models": digest(models.items()), **reward}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import ConfigError, TrainingError
+from surefoot.errors import ConfigError, Paused, RewardError, TrainingError
 from surefoot.faults import fault_point
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
@@ -92,10 +92,17 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
         num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
         index = parts.prompts.cyclic((update - 1) * num_prompts, num_prompts, cfg.seed)
         prompts = parts.prompts.take([i for i in index for _ in range(ppo.num_samples_per_prompt)], policy.backbone.codec.pad_id)
+        drawn_from = sampling.get_state()
         completions = parts.engine.generate(prompts, sampling)
         clock.lap("rollout")
         _check_stop(folder, update)
-        scores = parts.reward.score(prompts, completions)
+        try:
+            scores = parts.reward.score(prompts, completions)
+        except (Paused, RewardError):
+            if folder is not None and update > 1 and not folder.has_saved(at.update):
+                sampling.set_state(drawn_from)  # the state before this rollout: it is sampled again, the same
+                folder.save(at.update, _state(at, policy, optimizer, names, sampling, shuffling))
+            raise
         clock.lap("reward")
         _check_stop(folder, update)
         running = at.running.seen(scores.value[scores.valid])
@@ -307,7 +314,7 @@ def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]
 
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
-    reward = source_digest(cfg.reward_source.source)
+    reward = source_digest(cfg.reward_source.every)
     start = {} if cfg.ppo.start is None else {"start": hash_folder(Path(cfg.ppo.start) / "final")}
     return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward, **start}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 from surefoot.config import Config
 from surefoot.core import pair_accuracy, ranking_loss
 from surefoot.diagnostics.calibration import accuracy_by_length_gap, accuracy_interval, calibration
+from surefoot.diagnostics.report_card import HeldOut
 from surefoot.lm.batches import PairRow
 from surefoot.lm.roles import RewardScorer
 from surefoot.progress import Progress
-from surefoot.rewards.model import RewardFacts, save_reward_model
+from surefoot.rewards.ensemble import save_ensemble
 from surefoot.rewards.novelty import TrainedOn, trained_on
 from surefoot.runs import RunFolder, has_progress
 from surefoot.stages.cards import write_card
 from surefoot.stages.inputs import digest
-from surefoot.stages.supervised import FitStep, fit, total_steps
+from surefoot.stages.supervised import FitStep, Task, fit, total_steps
 from surefoot.stages.votes import frozen_votes
 
 Row = tuple[int, ...]
@@ -38,7 +40,7 @@ def unheeding() -> None:
 class Features:
     """Frozen states of token rows, computed once and kept in a file: a head is trained without running the trunk again.
 
-    The scorer's scale becomes the deviation of each feature over these rows.
+    The scorer's scale becomes the deviation of each feature over these rows; `scale` has it for other heads that read them.
     """
 
     def __init__(
@@ -56,9 +58,18 @@ class Features:
                 part = [list(row) for row in unique[start : start + batch_size]]
                 self.table[start : start + len(part)] = scorer.features(part).cpu()
             scorer.scale.copy_(self.table.std(0, correction=0).clamp(min=1e-4))
+        self.scale = scorer.scale
 
     def of(self, rows: Sequence[Row]) -> Float[Tensor, "B D"]:
         return self.table[[self.place[row] for row in rows]]
+
+
+class PairTask(Task, Protocol):
+    """Learns from pairs, and scores both answers of each."""
+
+    pairs: Sequence[PairRow]
+
+    def scores(self, items: Sequence[int]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]: ...
 
 
 class RankingTask:
@@ -93,13 +104,21 @@ class RankingTask:
 
     def loss(self, items: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         chosen, rejected = self.scores(items)
+        return self.losses(items, chosen, rejected).sum(), self.figures(items, chosen, rejected)
+
+    def losses(self, items: Sequence[int], chosen: Tensor, rejected: Tensor) -> Float[Tensor, " B"]:
+        """The loss of each pair, given its scores."""
         target = torch.tensor([self.pairs[i].target for i in items], device=chosen.device)
         margin = torch.tensor([self.pairs[i].margin for i in items], device=chosen.device) if self.use_margin else None
-        loss = ranking_loss(chosen, rejected, margin, target) + self.center_coef * (chosen + rejected) ** 2 / 4
+        return ranking_loss(chosen, rejected, margin, target) + self.center_coef * (chosen + rejected) ** 2 / 4
+
+    def figures(self, items: Sequence[int], chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+        """Sums over the pairs of what is recorded, given their scores."""
+        target = torch.tensor([self.pairs[i].target for i in items], device=chosen.device)
         # a vote for the first answer agrees with a share `target` of the voters, a tie with half of them
         agreement = target * pair_accuracy(chosen, rejected) + (1 - target) * pair_accuracy(rejected, chosen)
         both = torch.cat([chosen, rejected]).detach()
-        return loss.sum(), {
+        return {
             "accuracy": agreement.sum().item(),
             "margin": (chosen - rejected).sum().item(),
             "mean_reward": both.mean().item() * len(items),
@@ -110,12 +129,17 @@ class RankingTask:
 
 @dataclass(frozen=True, slots=True)
 class RewardParts:
-    """What reward-model training needs."""
+    """What reward-model training needs: one scorer, or the members of an ensemble."""
 
-    scorer: RewardScorer
-    train: RankingTask
-    validation: RankingTask
+    scorers: tuple[RewardScorer, ...]
+    train: PairTask
+    validation: PairTask
     parameters: list[tuple[str, nn.Parameter]]
+
+    @property
+    def scorer(self) -> RewardScorer:
+        """The one scorer, or the first member."""
+        return self.scorers[0]
 
 
 def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[FitStep]:
@@ -124,7 +148,7 @@ def steps(parts: RewardParts, cfg: Config, folder: RunFolder | None = None) -> I
 
 
 @torch.no_grad()
-def normalisation(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> tuple[float, float]:
+def normalisation(task: PairTask, batch_size: int, heed: Heed = unheeding) -> tuple[float, float]:
     """Mean and deviation of raw scores over the answers trained on, each pair's two."""
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(task), batch_size):
@@ -150,28 +174,24 @@ def feature_statistics(task: RankingTask, batch_size: int, heed: Heed = unheedin
     return trained_on(batches())
 
 
-@torch.no_grad()
-def held_out_figures(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
+def held_out_figures(task: PairTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
     """Accuracy on pairs with a preference, its 95 % interval, calibration of sigmoid(R_w - R_l), and accuracy by length gap."""
-    decided = [i for i in range(len(task)) if task.pairs[i].target != 0.5]
-    if not decided:
+    from surefoot.stages.reward_card import held_out_pairs
+
+    return figures_of(held_out_pairs(task, batch_size, heed))
+
+
+def figures_of(held: HeldOut) -> dict[str, object]:
+    """The figures of pairs that have been scored."""
+    if not len(held):
         return {"num_pairs": 0}
-    scores: tuple[list[float], list[float]] = ([], [])
-    lengths: tuple[list[int], list[int]] = ([], [])
-    for start in range(0, len(decided), batch_size):
-        heed()
-        items = decided[start : start + batch_size]
-        for i, first, second in zip(items, *(side.tolist() for side in task.scores(items)), strict=True):
-            pair, won = task.pairs[i], 0 if task.pairs[i].target > 0.5 else 1
-            for side, score, row in ((won, first, pair.chosen), (1 - won, second, pair.rejected)):
-                scores[side].append(score)
-                lengths[side].append(len(row))
-    accuracy = accuracy_interval(*scores, [task.pairs[i].prompt for i in decided])
-    by_gap = accuracy_by_length_gap(*scores, *lengths)
+    scores = held.chosen, held.rejected
+    accuracy = accuracy_interval(*scores, held.prompts)
+    by_gap = accuracy_by_length_gap(*scores, held.chosen_lengths, held.rejected_lengths)
     return {
         "accuracy": accuracy.value,
         "accuracy_interval": accuracy.as_list(),
-        "num_pairs": len(decided),
+        "num_pairs": len(held),
         "calibration": calibration(*scores).as_dict(),
         "accuracy_by_length_gap": [
             {"from": gap.low if math.isfinite(gap.low) else None, "accuracy": gap.accuracy.value, "count": gap.accuracy.count}
@@ -188,6 +208,9 @@ def inputs(parts: RewardParts) -> dict[str, str]:
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:
     from surefoot.build import build_reward
+    from surefoot.stages.reward_card import FILE as CARD
+    from surefoot.stages.reward_card import held_out_pairs, report_card, write_card_file
+    from surefoot.stages.reward_ensemble import first_member, member_facts
 
     votes = None
     if given.get("train") is None and cfg.reward.store is not None:
@@ -199,14 +222,19 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     progress.start("reward", total_steps(len(parts.train), cfg.reward), "steps")
     for step in steps(parts, cfg, folder):
         progress.update(step.step, step.metrics)
-    size = cfg.reward.batch_size
-    mean, deviation = normalisation(parts.train, size, folder.check_stop) if cfg.reward.normalize else (0.0, 1.0)
-    figures = held_out_figures(parts.validation, size, folder.check_stop)
-    seen = feature_statistics(parts.train, size, folder.check_stop)
+    facts = member_facts(parts, cfg, folder.check_stop)
+    held = held_out_pairs(parts.validation, cfg.reward.batch_size, folder.check_stop)
+    figures, found = figures_of(held), report_card(parts, held, cfg, folder.check_stop)
+    if len(facts) == 1 and len(held):
+        facts = (replace(facts[0], temperature=found["calibration"]["temperature"]),)
+    seen = feature_statistics(first_member(parts.train), cfg.reward.batch_size, folder.check_stop)
     backbone = parts.scorer.backbone
-    facts = RewardFacts(cfg.reward.method, parts.scorer.layer, backbone.fingerprint, mean, deviation)
     with folder.final() as final:
-        save_reward_model(parts.scorer, facts, final)
+        save_ensemble(parts.scorers, facts, final)
         seen.save(final)
+        write_card_file(final, found)
         write_card(final, "reward", cfg, backbone.source, figures)
+    folder.write(CARD, json.dumps(found, indent=2) + "\n")
+    for finding in found["verdict"]:
+        progress.say(finding["sentence"])
     folder.finish(base=backbone.source, held_out=figures, **({"votes": votes.facts} if votes else {}))

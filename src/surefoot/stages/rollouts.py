@@ -113,7 +113,18 @@ def rollout(
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
+    metrics |= part_metrics(scores, valid)
     return Rollout(batch, prompts, completions, scores, sequence_kl, metrics)
+
+
+def part_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:
+    """rewards/NAME/mean and /std of each part over valid rows; none where the one part is the score itself."""
+    out = {}
+    for name, part in scores.parts.items() if len(scores.parts) > 1 else ():
+        kept = part.double()[valid.to(part.device)]
+        out[f"rewards/{name}/mean"] = kept.mean().item() if len(kept) else 0.0
+        out[f"rewards/{name}/std"] = kept.std(correction=0).item() if len(kept) else 0.0
+    return out
 
 
 def penalised(

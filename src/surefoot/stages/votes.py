@@ -66,7 +66,13 @@ def read_votes(store: Path) -> Votes:
         for _ in range(READS):
             before = _state(opened)
             rows = tuple(
-                {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, **_stated(p.margin, p.target)}
+                {
+                    "prompt": p.prompt,
+                    "chosen": p.chosen,
+                    "rejected": p.rejected,
+                    "source": " + ".join(p.sources),
+                    **_stated(p.margin, p.target),
+                }
                 for p in opened.preferences()
             )
             if _state(opened) == before:  # nobody voted in between: digest and rows are of one moment

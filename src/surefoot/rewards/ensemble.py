@@ -1,0 +1,133 @@
+"""Several reward models as one (Coste et al. 2023): they agree where they were taught, and less where the policy wanders off.
+
+A folder of an ensemble holds `ensemble.json` and member-1, member-2, ...: each a reward model that loads on its own. Scores are
+normalised by each member's own mean and deviation before they are put together: the ranking loss leaves a score's zero open.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surefoot.config import RewardSourceConfig
+from surefoot.errors import ConfigError, ModelError
+from surefoot.lm.backbone import Backbone
+from surefoot.lm.roles import RewardScorer
+from surefoot.rewards.model import (
+    RewardFacts,
+    SeparateRewardModel,
+    SharedRewardModel,
+    load_reward_model,
+    normalised,
+    save_reward_model,
+    shared_raw,
+)
+from surefoot.types import Completions, Prompts, Scores
+
+FILE = "ensemble.json"
+Rule = Literal["mean", "min", "mean_minus_std"]
+Member = SharedRewardModel | SeparateRewardModel
+
+
+def combined(each: Float[Tensor, "K B"], rule: Rule, k: float) -> Float[Tensor, " B"]:
+    """One score of K members': their mean, the smallest, or mean - k std. std is that of the population (divided by K)."""
+    match rule:
+        case "mean":
+            return each.mean(0)
+        case "min":
+            return each.amin(0)
+        case "mean_minus_std":
+            return each.mean(0) - k * each.std(0, correction=0)
+
+
+class EnsembleReward:
+    """Members' scores put together by `rule`. Heads that read one layer of one trunk share its pass.
+
+    `Scores.parts` holds each member's score, their mean, and their standard deviation as "disagreement": where it is high, the
+    members were taught nothing that they share, and a vote of a person tells most.
+    """
+
+    def __init__(self, members: Sequence[Member], rule: Rule, k: float = 1.0) -> None:
+        self.members, self.rule, self.k = tuple(members), rule, k
+
+    @torch.no_grad()
+    def score(self, prompts: Prompts, completions: Completions) -> Scores:
+        """Scores a batch. Raises ModelError where a member gives a score that is not finite."""
+        each = self.each(prompts, completions)
+        parts = {f"member_{i + 1}": row for i, row in enumerate(each)}
+        parts |= {"ensemble_mean": each.mean(0), "disagreement": each.std(0, correction=0)}
+        value = combined(each, self.rule, self.k)
+        return Scores(value=value, parts=parts, valid=torch.ones_like(value, dtype=torch.bool))
+
+    def each(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "K B"]:
+        """Every member's scores, normalised, in the members' order."""
+        found: dict[int, Tensor] = {}
+        for i, member in enumerate(self.members):
+            if i in found:
+                continue
+            if isinstance(member, SeparateRewardModel):
+                found[i] = member.score(prompts, completions).value
+                continue
+            alike = [j for j, other in enumerate(self.members) if isinstance(other, SharedRewardModel) and _alike(member, other)]
+            heads = [self.members[j] for j in alike]
+            raw = shared_raw([head.scorer for head in heads if isinstance(head, SharedRewardModel)], prompts, completions, member)
+            found |= {j: normalised(raw[n], self.members[j].facts) for n, j in enumerate(alike)}
+        return torch.stack([found[i] for i in range(len(self.members))])
+
+
+def _alike(one: SharedRewardModel, other: SharedRewardModel) -> bool:
+    """Whether two heads read the same states."""
+    a, b = one.scorer, other.scorer
+    return a.backbone is b.backbone and a.adapter == b.adapter and a.layer == b.layer
+
+
+def save_ensemble(scorers: Sequence[RewardScorer], facts: Sequence[RewardFacts], folder: Path) -> None:
+    """One reward model as it is; several as members, each of which AutoModelForSequenceClassification loads."""
+    if len(scorers) == 1:
+        save_reward_model(scorers[0], facts[0], folder)
+        return
+    names = [f"member-{i + 1}" for i in range(len(scorers))]
+    for name, scorer, own in zip(names, scorers, facts, strict=True):
+        save_reward_model(scorer, own, folder / name)
+    (folder / FILE).write_text(json.dumps({"members": names}, indent=2) + "\n", encoding="utf-8")
+
+
+def load_reward(
+    folder: Path, backbone: Backbone, cfg: RewardSourceConfig, *, may_share: bool
+) -> SharedRewardModel | SeparateRewardModel | EnsembleReward:
+    """The reward model or the ensemble in `folder`.
+
+    Raises:
+        ConfigError: a rule for members is set, and the folder holds one model.
+        ModelError: the ensemble's file is damaged or names a member that is not there.
+    """
+    if not (folder / FILE).exists():
+        if cfg.ensemble != "mean":
+            raise ConfigError(
+                f"reward_source.ensemble = {cfg.ensemble!r} has no effect: {folder} holds one reward model. "
+                "Train an ensemble with --reward.ensemble 4, or remove the setting."
+            )
+        return load_reward_model(folder, backbone, cfg.batch_size, may_share=may_share)
+    members = [load_reward_model(folder / name, backbone, cfg.batch_size, may_share=may_share) for name in _members(folder)]
+    return EnsembleReward(members, cfg.ensemble, cfg.ensemble_k)
+
+
+def _members(folder: Path) -> list[str]:
+    path = folder / FILE
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["members"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is no list of members. Train the ensemble again.") from error
+    if not isinstance(names, list) or not names or not all(_is_member(folder, name) for name in names):
+        raise ModelError(f"{path} names members that are no folders beside it: {str(names)[:80]}. Train the ensemble again.")
+    return names
+
+
+def _is_member(folder: Path, name: object) -> bool:
+    return isinstance(name, str) and name.startswith("member-") and "/" not in name and (folder / name).is_dir()
