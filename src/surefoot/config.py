@@ -191,7 +191,14 @@ class PPOConfig(OptimizerConfig):
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
-    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run stops with exit 3")
+    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run counts as diverged")
+    max_rollbacks: ZeroOrMoreInt = Field(
+        1, description="times a diverged run goes back to its last checkpoint, with other seeds, before it stops with exit 3"
+    )
+    ratio_max: PositiveFloat | None = Field(1e6, description="stop with exit 3 when a ratio of an update passes this")
+    grad_norm_max: PositiveFloat | None = Field(
+        1e6, description="stop with exit 3 when an update's mean gradient norm, before clipping, passes this"
+    )
     save_every: PositiveInt = Field(1, description="updates between checkpoints")
     learning_rate: PositiveFloat = 1e-4
     lr_scheduler: Scheduler = "constant"
@@ -218,6 +225,8 @@ class PPOConfig(OptimizerConfig):
 
     @model_validator(mode="after")
     def _check_objective(self) -> Self:
+        if self.objective == "policy_gradient":
+            self.refuse_without_effect(("ratio_max",), 'objective = "policy_gradient" has no ratio')
         if self.objective != "clip":
             self.refuse_without_effect(("cliprange", "cliprange_high"), f'objective = "{self.objective}" does not clip the ratio')
         if self.objective != "penalty":
@@ -325,6 +334,8 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys(("missing_eos_penalty", "length_penalty"), _ANSWERS),
     **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
+    "max_rollbacks": "a diverged agent stops the run; its last checkpoint is good",
+    **dict.fromkeys(("ratio_max", "grad_norm_max"), "these alarms watch language models"),
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",

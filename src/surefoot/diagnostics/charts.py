@@ -81,6 +81,7 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Tether in the loss", ("kl/in_loss",), "nats a token"),
         ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
         ChartSpec("Skipped steps", ("optimizer/skipped_steps",), "steps", is_hidden_at_zero=True),
+        ChartSpec("Rollbacks", ("optimizer/rollbacks",), "times", is_hidden_at_zero=True),
         ChartSpec("Learning rate", ("lr",), ""),
     ),
     "sft": (

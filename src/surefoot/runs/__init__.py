@@ -11,7 +11,7 @@ with RunFolder.open(path, verb="sft", cfg=cfg) as folder:
     folder.finish()
 """
 
-from surefoot.runs.checkpoint import State
+from surefoot.runs.checkpoint import State, not_finite_in
 from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
 from surefoot.runs.folder import RunFolder
 from surefoot.runs.jsonl import read_jsonl
@@ -25,6 +25,7 @@ __all__ = [
     "hash_file",
     "hash_folder",
     "load_manifest",
+    "not_finite_in",
     "read_jsonl",
     "restore_optimizer",
     "validate_name",

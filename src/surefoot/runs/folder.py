@@ -37,7 +37,8 @@ _TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", *REWOUND)
 class RunFolder:
     """An open run. A context manager: it holds the lock and, in the main thread, the handlers of SIGTERM and SIGINT.
 
-    A stage calls `restore` once before it records or saves. Every method raises RunError when the disk refuses.
+    A stage calls `restore` before it records or saves, and again to go back to its last checkpoint. Every method raises RunError
+    when the disk refuses.
     """
 
     def __init__(self, path: Path, lock: RunLock, manifest: Manifest, *, keep: int) -> None:
@@ -143,6 +144,11 @@ class RunFolder:
         """Whether SIGTERM or SIGINT has arrived since the outermost open folder was entered."""
         return STOP.requested is not None
 
+    @property
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint known to be whole; None where there is none."""
+        return None if self._saved is None else f"checkpoint-{self._saved}"
+
     def has_saved(self, step: int) -> bool:
         """Whether the newest whole checkpoint is that of `step`: stopping now would then lose nothing of it."""
         return self._saved == step
@@ -240,13 +246,14 @@ class RunFolder:
 
         Raises:
             RunError: the disk is full (with the bytes needed), the folder is read-only, or a value cannot be kept exactly.
+            Diverged: a weight or a moment of the optimiser is not finite; nothing is written.
         """
         self._expect_restored()
         lengths = {}
         for name in REWOUND:
             self._logs[name].sync()
             lengths[name] = self._logs[name].length
-        kept = "No checkpoint was saved yet." if self._saved is None else f"checkpoint-{self._saved} is kept."
+        kept = "No checkpoint was saved yet." if self.newest is None else f"{self.newest} is kept."
         path = checkpoint.write_checkpoint(self.path, step, state, logs=lengths, made_with=versions(), kept=kept)
         self._saved = step
         self._delete_old()

@@ -47,12 +47,14 @@ class RunningDeviation:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A batch to learn from and what was seen on the way. KLs are sums over a sequence, nats."""
+    """A batch to learn from and what was seen on the way, nats. `kl` is that of the tether, a token; `sequence_kl` its sums."""
 
     batch: PPOBatch
     prompts: Prompts
     completions: Completions
     scores: Scores
+    logp_ref: Float[Tensor, "B T"]
+    kl: Float[Tensor, "B T"]
     sequence_kl: Float[Tensor, " B"]
     metrics: dict[str, float]
 
@@ -113,7 +115,7 @@ def rollout(
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
-    return Rollout(batch, prompts, completions, scores, sequence_kl, metrics)
+    return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
 
 
 def penalised(
