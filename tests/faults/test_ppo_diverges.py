@@ -365,7 +365,7 @@ def test_a_run_killed_after_its_rollback_comes_the_same_way_again(
     monkeypatch.setattr(ppo_lm, "check_rollout", check)
     settings = {"ppo.save_every": 2, "ppo.total_episodes": 20}
     start(**settings).learn()
-    whole = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")}
+    whole = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl", "replay.jsonl")}
     weights = (tmp_path / "run/checkpoint-5/weights.safetensors").read_bytes()
     (tmp_path / "run").rename(tmp_path / "whole")
     left = iter(start(**settings))

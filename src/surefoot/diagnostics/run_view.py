@@ -13,7 +13,7 @@ from surefoot.errors import RunError
 Row = Mapping[str, Any]
 
 STAGES = ("sft", "pairs", "reward", "ppo", "evaluate")
-_FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl")
+_FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl", "replay.jsonl")
 _VERBS = {"ppo_lm": "ppo", "ppo_control": "control", "overoptimize": "ppo"}
 
 
@@ -28,6 +28,7 @@ class RunView:
     samples: tuple[Row, ...]
     manifest: Row
     config: str | None
+    replay: tuple[Row, ...] = ()
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of the lines that hold a finite number under `key`; the line's number where `step` is missing."""
@@ -131,6 +132,7 @@ def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) ->
         samples=samples,
         manifest=manifest,
         config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
+        replay=_rows(folder / "replay.jsonl", problems),
     )
 
 

@@ -4,7 +4,8 @@ RUN/
   config.yaml      the resolved settings            manifest.json   versions, seed, hashes of inputs, status, facts
   metrics.jsonl    a line a step, no wall times     timings.jsonl   seconds a step
   samples.jsonl    what was sampled                 events.jsonl    what happened to the run, with wall times
-  checkpoint-N/    see checkpoint.py                final/          what the stage made
+  replay.jsonl     a few of them, token by token    final/          what the stage made
+  checkpoint-N/    see checkpoint.py
 """
 
 from __future__ import annotations
@@ -279,6 +280,10 @@ class RunFolder:
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Lines of samples.jsonl, one a row, each with its step."""
         self._append("samples.jsonl", [{"step": step, **_without_step(row)} for row in rows])
+
+    def replay(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of replay.jsonl, an answer each, each with its step."""
+        self._append("replay.jsonl", [{"step": step, **_without_step(row)} for row in rows])
 
     def note(self, message: str) -> None:
         """Says what happened to the run, in events.jsonl (with the time) and in the log."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import Diverged
+from surefoot.errors import Diverged, TrainingError
 from surefoot.faults import fault_point
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
@@ -18,11 +18,13 @@ from surefoot.ppo import next_coefficient, ppo_update
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, read_jsonl
 from surefoot.runtime.single import SingleRuntime
+from surefoot.stages.alarms import advice, alarm_metrics
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
 from surefoot.stages.ppo_state import Carried, Learner, check_limits, check_rollout, gone_back, last_good
+from surefoot.stages.replay import is_replayed, replay_rows
 from surefoot.stages.rollouts import Rollout, RunningDeviation, rollout, sample_rows
 from surefoot.types import RewardSource, RolloutEngine, Runtime, UpdateStats
 
@@ -112,15 +114,20 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         clock.lap("update")
         parts.engine.load_weights(runtime.full_weights(policy), update)
         metrics = _metrics(seen, stats, at, ppo, rate, update)
-        metrics |= judged(parts.judges, prompts.text, completions.text)
-        at = _moved(at, seen, stats, ppo, update, running)
+        judgements = judged(parts.judges, prompts.text, completions.text)
+        metrics |= {f"judge/{name}": sum(numbers) / len(numbers) for name, numbers in judgements.items()}
+        at, ringing = _watched(_moved(at, seen, stats, ppo, update, running), metrics, ppo)
+        metrics |= alarm_metrics(ringing) if ppo.alarms != "off" else {}
         clock.lap("judges")
         if folder is not None:
             folder.record(update, metrics)
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
+            if is_replayed(update, ppo.num_updates):
+                folder.replay(update, replay_rows(seen, policy, ppo, judgements))
             folder.timing(update, clock.laps)
             if stats.skipped:
                 folder.note(f"update {update}: {stats.skipped} steps were not taken. The first: {stats.skip_reason}")
+        _ring(at, ringing, ppo, update, folder)
         check_limits(seen, stats, ppo, update, last_good(folder))  # before the save: no run is resumed behind what stopped it
         if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or folder.stop_requested:
@@ -208,6 +215,27 @@ def _metrics(seen: Rollout, stats: UpdateStats, at: Carried, cfg: PPOConfig, rat
     if cfg.objective == "penalty":
         out["kl/beta"] = at.beta
     return out
+
+
+def _watched(at: Carried, metrics: Mapping[str, float], cfg: PPOConfig) -> tuple[Carried, dict[str, str]]:
+    """The watch moved on by one update, and the alarms that ring."""
+    if cfg.alarms == "off":
+        return at, {}
+    watch, ringing = at.watch.after(metrics, cfg)
+    return replace(at, watch=watch), ringing
+
+
+def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, folder: RunFolder | None) -> None:
+    """An event for each alarm that began to ring. Raises TrainingError where alarms are to stop the run."""
+    told = [
+        f"{name} alarm at update {update}: {words}. {advice(name)}" for name, words in ringing.items() if at.watch.is_new(name)
+    ]
+    for sentence in told if folder is not None else ():
+        folder.note(sentence)
+    if ringing and cfg.alarms == "stop":
+        names = ", ".join(ringing)
+        said = " ".join(told) or f"{names} alarm at update {update}: {'; '.join(ringing.values())}."
+        raise TrainingError(f"{said} Stopped, since ppo.alarms = stop. {last_good(folder)}")
 
 
 def _check_stop(folder: RunFolder | None, update: int) -> None:

@@ -14,6 +14,7 @@ from surefoot.errors import Diverged, TrainingError
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import make_optimizer, trainable_names
 from surefoot.runs import RunFolder, State, flatten_optimizer, not_finite_in, restore_optimizer
+from surefoot.stages.alarms import Watch
 from surefoot.stages.rollouts import Rollout, RunningDeviation
 from surefoot.types import PPOBatch, UpdateStats
 
@@ -30,6 +31,7 @@ class Carried:
     kl_coef: float = 0.0
     skipped_in_row: int = 0
     rollbacks: int = 0
+    watch: Watch = field(default_factory=Watch)
     running: RunningDeviation = field(default_factory=RunningDeviation)
 
 
@@ -78,8 +80,8 @@ class Learner:
         self.sampling.set_state(state.tensors["rng"]["sampling"])
         self.shuffling.set_state(state.tensors["rng"]["shuffling"])
         values = dict(state.values)
-        running = RunningDeviation(**values.pop("running"))
-        return replace(Carried(**values), running=running)
+        running, watch = RunningDeviation(**values.pop("running")), Watch(**values.pop("watch", {}))
+        return replace(Carried(**values), running=running, watch=watch)
 
     def check(self, batch: PPOBatch, update: int) -> None:
         """The state after an update must be worth saving: finite weights and moments, which say finite things of answers.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surefoot.config import PPOConfig
 from surefoot.core import gae, kl_estimate, masked_mean, scale_only, tethered_rewards
+from surefoot.diagnostics.drift import drift_metrics
 from surefoot.lm.logits import TokenDist
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tokens import Context
@@ -115,6 +116,7 @@ def rollout(
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
+    metrics |= drift_metrics(completions.text, mask, finished, scores.value.to(device), seen.kl, seen.logp_ref)
     return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
 
 
