@@ -230,8 +230,9 @@ def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, 
     told = [
         f"{name} alarm at update {update}: {words}. {advice(name)}" for name, words in ringing.items() if at.watch.is_new(name)
     ]
-    for sentence in told if folder is not None else ():
-        folder.note(sentence)
+    if folder is not None:
+        for sentence in told:
+            folder.note(sentence)
     if ringing and cfg.alarms == "stop":
         names = ", ".join(ringing)
         said = " ".join(told) or f"{names} alarm at update {update}: {'; '.join(ringing.values())}."
