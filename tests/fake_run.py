@@ -95,6 +95,7 @@ def write_demo(root: Path, *, verdict: Mapping[str, Any] | None = None, **sample
     write_run(root / "sft", verb="sft", metrics=sft_metrics(chance))
     write_run(root / "reward", verb="reward", metrics=reward_metrics(chance), facts={"held_out": HELD_OUT})
     write_run(root / "ppo", verb="ppo", metrics=ppo_metrics(chance), samples=ppo_samples(chance))
+    write_lines(root / "ppo/replay.jsonl", ppo_replay(random.Random(1)))
     rows = evaluate_samples(chance)
     rows[0] = {**rows[0], **samples}
     write_run(root / "evaluate", verb="evaluate", metrics=[], samples=rows)
@@ -124,9 +125,9 @@ def write_run(
     (folder / "config.yaml").write_text(
         f"seed: 0\nmodel:\n  name: embedded\n  dtype: float32\n{verb}:\n  learning_rate: 0.0003\n", "utf-8"
     )
-    _write_lines(folder / "metrics.jsonl", metrics)
-    _write_lines(folder / "samples.jsonl", samples)
-    _write_lines(
+    write_lines(folder / "metrics.jsonl", metrics)
+    write_lines(folder / "samples.jsonl", samples)
+    write_lines(
         folder / "timings.jsonl", [{"step": 1, "rollout": 8.0, "update": 4.5}, {"step": 2, "rollout": 7.0, "update": 4.5}]
     )
     return folder
@@ -231,6 +232,44 @@ def ppo_samples(chance: random.Random) -> list[dict[str, Any]]:
     return rows
 
 
+def ppo_replay(chance: random.Random, steps: Iterable[int] = (1, 10, 20, 30, 40), each: int = 8) -> list[dict[str, Any]]:
+    """Answers token by token; the second answer of each step is paid best and judged worst."""
+    rows = []
+    for step in steps:
+        for i in range(each):
+            texts = PLAIN if step == 1 else UPBEAT
+            words = texts[i % len(texts)].split()
+            tokens = [f" {word}" for word in (["great"] * 9 if i == 1 else words)] + ["<|im_end|>"]
+            count = len(tokens)
+            logp = [-abs(chance.gauss(1.0, 1.2)) for _ in tokens]
+            logp_sft = [a - step / 60 * abs(chance.gauss(0, 1.5)) for a in logp]
+            advantage = [chance.gauss(0, 1) for _ in tokens]
+            ratio = [math.exp(chance.gauss(0, 0.14)) for _ in tokens]
+            rows.append(
+                {
+                    "step": step,
+                    "row": i,
+                    "prompt": OPENINGS[i % len(OPENINGS)],
+                    "score": 4.0 if i == 1 else round(chance.gauss(step / 20, 0.6), 3),
+                    "judges": {"vader": 0.5, "minilm": -2.0 if i == 1 else round(chance.gauss(step / 40, 0.6), 3)},
+                    "sequence_kl": round(sum(logp) - sum(logp_sft), 3),
+                    "length": count,
+                    "finished": True,
+                    "tokens": tokens,
+                    "figures": {
+                        "logp": [round(x, 3) for x in logp],
+                        "logp_sft": [round(x, 3) for x in logp_sft],
+                        "kl": [round(a - b, 3) for a, b in zip(logp, logp_sft, strict=True)],
+                        "value": [round(step / 40 + chance.gauss(0, 0.3), 3) for _ in tokens],
+                        "advantage": [round(x, 3) for x in advantage],
+                        "ratio": [round(x, 3) for x in ratio],
+                    },
+                    "clipped": [int((a > 0 and r > 1.2) or (a < 0 and r < 0.8)) for a, r in zip(advantage, ratio, strict=True)],
+                }
+            )
+    return rows
+
+
 def evaluate_samples(chance: random.Random, count: int = 64) -> list[dict[str, Any]]:
     rows = []
     for i in range(count):
@@ -251,5 +290,5 @@ def evaluate_samples(chance: random.Random, count: int = 64) -> list[dict[str, A
     return rows
 
 
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

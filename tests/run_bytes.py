@@ -16,7 +16,11 @@ def fingerprint(path: Path) -> dict[str, str]:
     """Hashes of all that must be identical; of a checkpoint all but its manifest, which knows the length of timings.jsonl."""
     assert load_manifest(path)["status"] == "done"
     newest = max(path.glob("checkpoint-*"), key=lambda folder: int(folder.name.partition("-")[2]))
-    files = [path / "metrics.jsonl", path / "samples.jsonl", *newest.glob("*.safetensors"), newest / "values.json"]
+    files = [
+        *(path / f"{log}.jsonl" for log in ("metrics", "samples", "replay")),
+        *newest.glob("*.safetensors"),
+        newest / "values.json",
+    ]
     found = {file.relative_to(path).as_posix(): hash_file(file) for file in files}
     if (path / "final").exists():
         found["final"] = hash_folder(path / "final")

@@ -196,10 +196,17 @@ def compare(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """One self-contained report.html for a run folder."""
-    if not run.is_dir():
-        raise DataError(f"no run folder {run}. Name the folder that a verb wrote, for example runs/demo.")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    other: Annotated[Path | None, typer.Argument(metavar="OTHER", help="A second one, to see both side by side.")] = None,
+) -> None:
+    """One self-contained report.html for a run folder, or a page of two runs with their curves on one axis."""
+    for folder in (run,) if other is None else (run, other):
+        if not folder.is_dir():
+            raise DataError(f"no run folder {folder}. Name the folder that a verb wrote, for example runs/demo.")
+    if other is not None:
+        typer.echo(importlib.import_module("surefoot.diagnostics.side_by_side").write_comparison(run, other))
+        return
     told = importlib.import_module("surefoot.stages.votes").moved_on(run)
     typer.echo(importlib.import_module("surefoot.diagnostics.report").write_report(run, notes=told))
     for sentence in told:

@@ -254,7 +254,25 @@ class PPOConfig(OptimizerConfig):
     start: str | None = Field(
         None, description="run folder of an earlier PPO on this model: policy and critic go on from there, the tether stays"
     )
-    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run stops with exit 3")
+    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run counts as diverged")
+    max_rollbacks: ZeroOrMoreInt = Field(
+        1, description="times a diverged run goes back to its last checkpoint, with other seeds, before it stops with exit 3"
+    )
+    ratio_max: PositiveFloat | None = Field(1e6, description="stop with exit 3 when a ratio of an update passes this")
+    grad_norm_max: PositiveFloat | None = Field(
+        1e6, description="stop with exit 3 when an update's mean gradient norm, before clipping, passes this"
+    )
+    alarms: Literal["off", "warn", "stop"] = Field(
+        "warn", description="drift alarms (docs/trust.md): events and report, or stop with exit 3"
+    )
+    alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
+    alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.7, description="distinct-2 below this share of the start's")
+    alarm_reward_length: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.7, description="correlation of reward with length, either way"
+    )
+    alarm_entropy: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="entropy below this share of the start's")
+    alarm_kl: PositiveFloat = Field(25.0, description="KL to the SFT model, nats a sequence")
+    alarm_fluency: PositiveFloat = Field(1.0, description="fall of an answer's log-prob under the SFT model, nats a token")
     save_every: PositiveInt = Field(1, description="updates between checkpoints")
     learning_rate: PositiveFloat = 1e-4
     lr_scheduler: Scheduler = "constant"
@@ -281,6 +299,11 @@ class PPOConfig(OptimizerConfig):
 
     @model_validator(mode="after")
     def _check_objective(self) -> Self:
+        if self.alarms == "off":
+            limits = tuple(name for name in type(self).model_fields if name.startswith("alarm_"))
+            self.refuse_without_effect(limits, 'alarms = "off"')
+        if self.objective == "policy_gradient":
+            self.refuse_without_effect(("ratio_max",), 'objective = "policy_gradient" has no ratio')
         if self.objective != "clip":
             self.refuse_without_effect(("cliprange", "cliprange_high"), f'objective = "{self.objective}" does not clip the ratio')
         if self.objective != "penalty":
@@ -437,6 +460,7 @@ class ControlConfig(Section):
 _TETHER = "an agent in an environment has no reference model that it could be tethered to"
 _ANSWERS = "environments pay for each step, and no answer is scored"
 _SIZES = "control.num_envs, control.num_steps and control.batch_size say how large a rollout and a minibatch are"
+_WATCHED = "these alarms watch language models"
 _TETHERS = ("coef", "controller", "target", "horizon", "rate", "estimator", "in", "direction", "max")
 
 # What control does not read of the section ppo, and why. Values equal to the defaults pass: a run's config.yaml names them all.
@@ -445,6 +469,9 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys(("missing_eos_penalty", "length_penalty"), _ANSWERS),
     **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
+    "max_rollbacks": "a diverged agent stops the run; its last checkpoint is good",
+    **dict.fromkeys(("ratio_max", "grad_norm_max", "alarms"), _WATCHED),
+    **{f"alarm_{name}": _WATCHED for name in ("length", "variety", "reward_length", "entropy", "kl", "fluency")},
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "start": "a run of control goes on from its own checkpoints alone",
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",

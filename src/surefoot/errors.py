@@ -39,6 +39,10 @@ class TrainingError(SurefootError):
     exit_status = 3
 
 
+class Diverged(TrainingError):
+    """Weights, moments or steps are not finite any more. An earlier state is good: PPO goes back to it before it stops."""
+
+
 class Interrupted(SurefootError):
     """SIGTERM or SIGINT arrived; the last complete state is saved and `--resume auto` goes on from it."""
 

@@ -177,9 +177,9 @@ def ppo_update(
     Where the actor-critic has hand-written gradients (`types.NetsOwner`) and the update needs no more, they take the place of
     autograd on `ppo_loss`, with the same result up to rounding.
 
-    Raises: ConfigError (rows do not divide); TrainingError (no valid step, a first ratio other than 1, `max_skipped_steps` in a
-    row, counted on from `skipped_in_row`); Interrupted (`should_stop` said so on a rank: the step at hand is finished, the update
-    is not, and the caller goes back to its last checkpoint).
+    Raises: ConfigError (rows do not divide); TrainingError (no valid step, a first ratio other than 1); Diverged
+    (`max_skipped_steps` in a row, counted on from `skipped_in_row`); Interrupted (`should_stop` said so on a rank: the step at
+    hand is finished, the update is not, and the caller goes back to its last checkpoint).
     """
     batch = _prepared(batch, cfg)
     if (nets := nets_of(actor_critic, batch, cfg, optimizer, runtime, kl_coef=kl_coef)) is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import PPOConfig
 from .core import explained_variance
-from .errors import TrainingError
+from .errors import Diverged, TrainingError
 from .types import PPOBatch, UpdateStats
 
 MAX_FIRST_LOG_RATIO = 1e-4  # nats, float32: the largest |log ratio| before the first step
@@ -108,11 +108,11 @@ class Tally:
         self.skip_reason = self.skip_reason or reason
 
     def skip(self, reason: str, cfg: PPOConfig) -> None:
-        """Counts a step that is refused. Raises TrainingError where they were too many in a row."""
+        """Counts a step that is refused. Raises Diverged where they were too many in a row."""
         self.leave_out(reason)
         self.skipped_in_row += 1
         if self.skipped_in_row >= cfg.max_skipped_steps:
-            raise TrainingError(
+            raise Diverged(
                 f"{self.skipped_in_row} optimizer steps in a row were refused (ppo.max_skipped_steps = {cfg.max_skipped_steps}): "
                 f"{reason}. No weight was moved by them. Lower ppo.learning_rate, set ppo.target_kl, or look for extreme rewards."
             )

@@ -1,14 +1,21 @@
 """The report in a real Chromium: nothing hostile runs, everything is drawn offline, both themes and both widths hold."""
 
 import json
+<<<<<<< HEAD
+=======
+import random
+import shutil
+from collections.abc import Iterator
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fake_run import write_demo
+from fake_run import ppo_metrics, ppo_replay, write_demo, write_run
 from hostile import PAYLOADS
 from surefoot.diagnostics.report import write_report
+from surefoot.diagnostics.side_by_side import write_comparison
 
 pytestmark = pytest.mark.browser
 
@@ -23,6 +30,10 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write(folder / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, **dict.fromkeys(PAYLOADS, 1.0)} for i in (1, 2)])
     _write(folder / "ppo/metrics.jsonl", [{"step": i, **{f"judge/{p}": float(i) for p in PAYLOADS}} for i in (1, 2)])
     _write(folder / "ppo/samples.jsonl", [{"step": 1, "prompt": p, "completion": p, "score": 0.0} for p in PAYLOADS])
+    (answer,) = ppo_replay(random.Random(0), steps=[1], each=1)
+    texts = {"tokens": list(PAYLOADS), "judges": dict.fromkeys(PAYLOADS, 0.5), "clipped": [0] * len(PAYLOADS)}
+    figures = dict.fromkeys(answer["figures"], [0.5] * len(PAYLOADS))
+    _write(folder / "ppo/replay.jsonl", [{**answer, **texts, "figures": figures, "prompt": p} for p in PAYLOADS])
     (folder / "sft/config.yaml").write_text("\n".join(PAYLOADS), "utf-8")
     manifest = {"verb": "sft", "status": "stopped", "reason": " ".join(PAYLOADS), **{p: p for p in PAYLOADS}}
     (folder / "sft/manifest.json").write_text(json.dumps(manifest), "utf-8")
@@ -63,6 +74,15 @@ def test_no_payload_runs_with_the_content_security_policy_or_by_escaping_alone(
     assert said == []
     assert asked == [hostile_report.resolve().as_uri()]
     assert page.locator(".sample").count() == 20
+    answers = page.locator("#replay-list button")
+    assert answers.count() == len(PAYLOADS)
+    for i in range(0, len(PAYLOADS), 5):
+        answers.nth(i).click()
+        page.locator("#replay-tokens .token").nth(i).hover()
+    page.locator("#replay-table summary").click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.__hacked") is None and said == []
+    assert page.locator("#replay img, #replay iframe, #replay script:not([type])").count() == 0
 
 
 def test_the_policy_stops_a_script_that_got_into_the_page(report: Path, chromium: Any, tmp_path: Path) -> None:
@@ -115,3 +135,61 @@ def test_samples_can_be_filtered_by_word_and_by_tag(report: Path, chromium: Any)
     assert page.inner_text("#filter-count") == f"{len(texts)} of 20 shown"
     page.fill("#filter-text", "no such word")
     assert page.locator(shown).count() == 0
+
+
+def test_the_replay_opens_with_the_answer_that_is_paid_and_not_good_and_any_other_can_be_opened(
+    report: Path, chromium: Any
+) -> None:
+    page, said, _ = _open(chromium, report)
+    assert page.locator("#replay-list button").count() == 40
+    assert page.inner_text("#replay-tokens").split("<")[0].split() == ["great"] * 9
+    assert "minilm −2" in page.inner_text("#replay-facts")
+    assert "overpaid" in page.locator("#replay-list button").first.inner_text()
+    page.select_option("#replay-step", "20")
+    assert page.inner_text("#replay-count") == "8 of 40 answers"
+    page.select_option("#replay-order", "worst")
+    page.locator("#replay-list button").nth(0).click()
+    lowest = page.inner_text("#replay-facts")
+    page.locator("#replay-list button").nth(7).click()
+    assert page.inner_text("#replay-facts") != lowest and "reward 4 " in page.inner_text("#replay-facts")
+    assert page.locator("#replay-list button[aria-pressed=true]").count() == 1
+    assert said == []
+
+
+def test_a_token_shows_its_figures_by_pointer_and_by_keyboard_and_its_colour_follows_the_choice(
+    report: Path, chromium: Any
+) -> None:
+    page, _, _ = _open(chromium, report)
+    rows = {row["row"]: row for row in ppo_replay(random.Random(1)) if row["step"] == 1}
+    page.select_option("#replay-step", "1")
+    tokens = page.locator("#replay-tokens .token")
+    tokens.nth(2).hover()
+    assert "token 3 of 10" in page.inner_text("#replay-readout")
+    tokens.nth(2).click()
+    tokens.nth(2).focus()
+    page.keyboard.press("ArrowRight")
+    words = page.inner_text("#replay-readout")
+    assert "token 4 of 10" in words
+    for name in ("advantage", "ratio", "logp_sft"):
+        figure = float(f"{rows[1]['figures'][name][3]:.3g}")
+        assert f"{figure:g}".replace("-", "\N{MINUS SIGN}") in words
+    assert page.locator("#replay-tokens .token.clipped").count() == sum(rows[1]["clipped"])
+    colour = "() => document.querySelectorAll('#replay-tokens .token')[3].style.backgroundColor"
+    before = page.evaluate(colour)
+    page.select_option("#replay-figure", "logp_sft")
+    assert page.evaluate(colour) != before
+    page.locator("#replay-table summary").click()
+    page.wait_for_selector("#replay-table tbody tr")
+    assert page.locator("#replay-table tbody tr").count() == 10
+
+
+def test_two_runs_stand_on_one_axis(report: Path, chromium: Any, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", verb="ppo", metrics=ppo_metrics(random.Random(3)))
+    page, said, asked = _open(chromium, write_comparison(other, report.parent), viewport={"width": 400, "height": 800})
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('.plot')].map(plot => plot.querySelectorAll('svg .scatterlayer .trace').length)"
+    )
+    assert len(drawn) > 12 and set(drawn) == {2}
+    assert said == [] and len(asked) == 1
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -14,6 +14,7 @@ from surefoot.config import PPOConfig
 from surefoot.errors import TrainingError
 from surefoot.runs import read_jsonl
 from surefoot.stages import ppo_lm
+from surefoot.stages.ppo_state import Carried
 from tiny_language import make_backbone
 
 PROMPTS = ["the film was", "the plot seemed", "the", "the cast looked"]
@@ -37,7 +38,7 @@ def test_beta_stands_still_where_no_step_was_taken_and_a_kl_that_is_no_number_is
     cfg = PPOConfig(objective="penalty", beta_controller="doubling", beta=2.0)
     run = PPORun(make_backbone(model, tokenizer), prompts=PROMPTS, reward=lengths, settings={**SMALL, "ppo.total_episodes": 4})
     (step,) = run
-    start = ppo_lm._Progress(beta=2.0)
+    start = Carried(beta=2.0)
     unmoved = replace(step.stats, steps=0, kl_after=0.0)
     assert ppo_lm._moved(start, step.rollout, unmoved, cfg, 1, start.running).beta == 2.0
     assert ppo_lm._moved(start, step.rollout, replace(unmoved, steps=1), cfg, 1, start.running).beta == 1.0

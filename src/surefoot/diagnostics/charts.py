@@ -73,6 +73,11 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Explained variance", ("critic/explained_variance",), "", level=0.0),
         ChartSpec("Length of answers", ("response_length/mean", "response_length/max"), "tokens"),
         ChartSpec("Answers cut by length", ("response_length/cut",), "", is_share=True),
+        ChartSpec("KL by position", ("drift/kl_begin", "drift/kl_middle", "drift/kl_end"), "nats a token"),
+        ChartSpec("Fluency under the SFT model", ("drift/fluency",), "nats a token"),
+        ChartSpec("Variety", ("drift/distinct_2", "drift/distinct_1"), "", is_share=True),
+        ChartSpec("Repetition", ("drift/repetition", "drift/duplicates"), "", is_share=True),
+        ChartSpec("Reward and length", ("drift/reward_length_corr",), "", level=0.0),
         ChartSpec("Tether coefficient", ("kl/coef",), "reward a nat"),
         ChartSpec("Penalty coefficient", ("kl/beta",), "reward a nat", is_log=True),
         ChartSpec("Ratio", ("val/ratio", "val/ratio_max"), "", level=1.0),
@@ -81,6 +86,7 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Tether in the loss", ("kl/in_loss",), "nats a token"),
         ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
         ChartSpec("Skipped steps", ("optimizer/skipped_steps",), "steps", is_hidden_at_zero=True),
+        ChartSpec("Rollbacks", ("optimizer/rollbacks",), "times", is_hidden_at_zero=True),
         ChartSpec("Learning rate", ("lr",), ""),
     ),
     "sft": (
@@ -134,6 +140,34 @@ def charts(run: RunView) -> list[Chart]:
         if key.startswith("win_rate/")
     ]
     return [chart for i, spec in enumerate(specs) if (chart := _chart(spec, run, f"chart-{run.kind}-{i}")) is not None]
+
+
+def compared_charts(a: RunView, b: RunView, names: tuple[str, str]) -> list[Chart]:
+    """A panel for each main number that both runs recorded, both curves on one axis; `names` are those of the runs."""
+    judges = [key for key in a.recorded if key.startswith("judge/")]
+    specs = [*SPECS.get(a.kind, ()), *(ChartSpec(f"Judge {key[6:]}", (key,), "") for key in judges)]
+    charts = {}
+    for i, spec in enumerate(specs):
+        key = spec.keys[0]
+        curves = {name: run.column(key) for name, run in zip(names, (a, b), strict=True)}
+        is_idle = spec.is_hidden_at_zero and not any(any(values) for _, values in curves.values())
+        if key in charts or is_idle or not all(values for _, values in curves.values()):
+            continue
+        metric = find_metric(key, a.kind)
+        assert metric is not None  # as in `_chart`
+        traces = [_trace(name, *_thin(*curve), spec) for name, curve in curves.items()]
+        charts[key] = Chart(
+            id=f"chart-{a.kind}-{i}",
+            title=spec.title,
+            what=metric.what,
+            others=(),
+            healthy=metric.healthy,
+            what_to_do=metric.what_to_do,
+            figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+            description=". ".join(_words(name, *curve) for name, curve in curves.items()),
+            table=_table(curves),
+        )
+    return list(charts.values())
 
 
 def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart | None:

@@ -1,7 +1,7 @@
 """report.html: one self-contained file that opens offline. Verdict, curves, before and after, reward model, settings.
 
 Whatever comes from a run (prompts, answers, names, settings) is text: the template escapes it, figures travel as JSON in which
-`<` is written \\u003c, and a content security policy lets no script run but the two whose hashes it holds.
+`<` is written \\u003c, and a content security policy lets no script run but the three whose hashes it holds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from plotly.offline import get_plotlyjs
 
 from surefoot.diagnostics.card_view import card_view
 from surefoot.diagnostics.charts import Chart, charts, reliability_chart
+from surefoot.diagnostics.replay_view import replay_content
 from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
 from surefoot.diagnostics.samples import chosen_samples, step_samples
 from surefoot.diagnostics.summaries import (
+    alarm_sentences,
     best_of,
     comparisons,
     durations,
@@ -37,10 +39,10 @@ from surefoot.diagnostics.verdict import Finding, findings, verdict_words
 from surefoot.diagnostics.wording import as_text
 from surefoot.runs.durable import write_atomic
 
-__all__ = ["render_report", "verdict_words", "write_report"]
+__all__ = ["TITLES", "page", "render_report", "stopped", "verdict_words", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_TITLES = {
+TITLES = {
     "sft": "Supervised fine-tuning",
     "pairs": "Pairs",
     "reward": "Reward model",
@@ -69,19 +71,19 @@ def write_report(run: Path, notes: Sequence[str] = ()) -> Path:
 
 def render_report(view: ReportView) -> str:
     """The page as text. The same view gives the same bytes."""
-    plotly, script = get_plotlyjs().replace("\r", ""), _asset("report.js")
-    return _template().render(
-        style=_asset("report.css"),
-        plotly=plotly,
-        script=script,
-        script_hashes=[_hash(plotly), _hash(script)],
-        **_content(view),
-    )
+    return page("report.html.jinja", _content(view))
+
+
+def page(template: str, content: Mapping[str, Any]) -> str:
+    """A template of this folder, filled: style, scripts and their hashes, and `content`."""
+    scripts = [get_plotlyjs().replace("\r", ""), _asset("report.js"), _asset("replay.js")]
+    hashes = [_hash(script) for script in scripts]
+    return _template(template).render(style=_asset("report.css"), scripts=scripts, script_hashes=hashes, **content)
 
 
 @cache
-def _template() -> jinja2.Template:
-    """The page, compiled once: everything that is printed is escaped, and a name that is not filled is an error."""
+def _template(name: str) -> jinja2.Template:
+    """A page, compiled once: everything that is printed is escaped, and a name that is not filled is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -90,7 +92,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _content(view: ReportView) -> dict[str, Any]:
@@ -108,10 +110,10 @@ def _content(view: ReportView) -> dict[str, Any]:
     return {
         "name": view.name,
         "subtitle": _subtitle(view),
-        "stopped": [_stopped(run) for run in view.stages if run.is_unfinished],
+        "stopped": [stopped(run) for run in view.stages if run.is_unfinished],
         "problems": view.problems,
         "notes": view.notes,
-        "findings": told,
+        "findings": [*told, *(Finding("warning", sentence) for sentence in (alarm_sentences(ppo) if ppo else ()))],
         "numbers": verdict_numbers(verdict) if verdict is not None else run_numbers(lone) if lone else [],
         "comparisons": comparisons(verdict) if verdict is not None else [],
         "best_of": best_of(verdict) if verdict is not None else "",
@@ -124,13 +126,14 @@ def _content(view: ReportView) -> dict[str, Any]:
         "num_best": sum(sample.tag == "best" for sample in samples),  # and as many of the worst
         "num_samples": sum("before" in row for row in evaluation.samples) if evaluation else 0,
         "step_samples": step_samples(ppo) if ppo else [],
+        "replay": replay_content(ppo) if ppo else None,
         "durations": durations(view),
         "settings": [_settings(run) for run in view.stages],
     }
 
 
 def _stage(run: RunView) -> dict[str, Any]:
-    return {"id": run.kind, "title": _TITLES.get(run.kind, run.name), "charts": charts(run), "recorded": recorded_numbers(run)}
+    return {"id": run.kind, "title": TITLES.get(run.kind, run.name), "charts": charts(run), "recorded": recorded_numbers(run)}
 
 
 def _calibration(verdict: Mapping[str, Any] | None, held_out: Mapping[str, Any]) -> Chart | None:
@@ -145,7 +148,7 @@ def _calibration(verdict: Mapping[str, Any] | None, held_out: Mapping[str, Any])
 def _subtitle(view: ReportView) -> str:
     """What was run, in one line."""
     if view.verdict is None:
-        return ", ".join(_TITLES.get(run.kind, run.kind) for run in view.stages)
+        return ", ".join(TITLES.get(run.kind, run.kind) for run in view.stages)
     facts = []
     for key, words in (("preset", "preset {}"), ("objective", "objective {}"), ("kl_coef", "kl_coef {}"), ("seed", "seed {}")):
         if (value := view.verdict.get(key)) is not None:
@@ -156,9 +159,9 @@ def _subtitle(view: ReportView) -> str:
     return ", ".join(facts)
 
 
-def _stopped(run: RunView) -> str:
+def stopped(run: RunView) -> str:
     """Why a run counts as unfinished, as the manifest has it."""
-    title = _TITLES.get(run.kind, run.name)
+    title = TITLES.get(run.kind, run.name)
     steps = [row["step"] for row in run.metrics if is_number(row.get("step"))]
     last = f" Its last recorded step is {max(steps):g}." if steps else " It recorded no step."
     status = as_text(run.manifest.get("status"))
@@ -186,7 +189,7 @@ def _missing(view: ReportView) -> list[str]:
 
 
 def _settings(run: RunView) -> dict[str, Any]:
-    return {"title": _TITLES.get(run.kind, run.name), "config": run.config, "facts": list(_flat(run.manifest))}
+    return {"title": TITLES.get(run.kind, run.name), "config": run.config, "facts": list(_flat(run.manifest))}
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

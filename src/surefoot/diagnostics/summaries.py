@@ -63,6 +63,18 @@ class RecordedNumber:
     healthy: str
 
 
+def alarm_sentences(run: RunView) -> list[str]:
+    """One sentence for each alarm that rang in a run of PPO: when, what it means, and what to do."""
+    sentences = []
+    for key in run.recorded:
+        steps = [step for step, value in zip(*run.column(key), strict=True) if value] if key.startswith("alarm/") else []
+        metric = find_metric(key, "ppo")
+        if steps and metric is not None:
+            when = f"at update {steps[0]:g}" if len(steps) == 1 else f"in {len(steps)} updates from {steps[0]:g} to {steps[-1]:g}"
+            sentences.append(f"{metric.title}, {when}. {metric.what} {metric.what_to_do}")
+    return sentences
+
+
 # title, keys of verdict.json before and after, key in its best_of_n, is a share
 _FIGURES = (
     ("Win rate by the judge", "", "judge_win_rate", "judge_win_rate", True),

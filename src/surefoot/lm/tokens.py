@@ -149,6 +149,19 @@ class Codec:
         """The text of a response, without its special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text, special tokens by their name.
+
+        A letter that takes several tokens stands at the last of them, and the others are empty.
+        """
+        pieces, whole = [], ""
+        for count in range(1, len(ids) + 1):
+            longer = str(self.tokenizer.decode(list(ids[:count]), skip_special_tokens=False))
+            is_open = longer.endswith("\N{REPLACEMENT CHARACTER}") and count < len(ids)
+            pieces.append("" if is_open else longer[len(whole) :])
+            whole = whole if is_open else longer
+        return pieces
+
 
 def reward_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], codec: Codec) -> list[int]:
     """The one input of a reward model: prompt, completion, EOS; cut on the left at the context.

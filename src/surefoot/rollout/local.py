@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from surefoot.config import RolloutConfig
-from surefoot.errors import ConfigError, TrainingError
+from surefoot.errors import ConfigError, Diverged
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.tokens import finished_rows
 from surefoot.rollout.sampling import inverse_cdf, restrict
@@ -37,7 +37,7 @@ class LocalEngine:
     def generate(self, prompts: Prompts, generator: torch.Generator) -> Completions:
         """One answer a prompt, of at most response_length tokens. `generator` is the only source of chance.
 
-        Raises: ConfigError (no room in the context); TrainingError (a log-probability that is not finite).
+        Raises: ConfigError (no room in the context); Diverged (a log-probability that is not finite).
         """
         steps, rows = self.cfg.response_length, len(prompts)
         self._check_context(prompts)
@@ -70,7 +70,7 @@ class LocalEngine:
                 ).last_hidden_state[:, -1]
                 logp_all = torch.log_softmax(head.logits(states), dim=-1)
                 if bool(logp_all[:, 0].isnan().any()):  # one logit that is not finite makes the whole row NaN
-                    raise TrainingError(
+                    raise Diverged(
                         f"the policy's log-probabilities are not finite at token {step + 1} of an answer, so nothing can be "
                         "sampled: its weights have diverged. Lower learning_rate, or set ppo.target_kl."
                     )

@@ -24,12 +24,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from surefoot.errors import RunError
+from surefoot.errors import Diverged, RunError
 from surefoot.faults import fault_point
 from surefoot.runs.durable import NAME, beside, explained, hash_file, move_into_place, sync, validate_name, write_synced
 
 FORMAT = 1
 _FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+FINITE_FILES = ("weights", "optimizer")  # of `State.tensors`: a state with NaN or infinity in them is not worth resuming
 _MANIFEST_LIMIT = 16_000_000  # bytes; a hostile manifest must not fill the memory
 
 
@@ -68,8 +69,11 @@ def write_checkpoint(
 
     Raises:
         RunError: no room (with the bytes needed), no permission, a value that JSON cannot give back.
+        Diverged: a weight or a moment of the optimiser is not finite.
     """
     target = folder / f"checkpoint-{step}"
+    if bad := not_finite_in(state):
+        raise Diverged(f"{bad}, so {target.name} was not written. {kept}")
     values = render_values(state.values)
     needed = len(values) + sum(tensor.nbytes for tensors in state.tensors.values() for tensor in tensors.values())
     temporary = beside(target, "tmp")
@@ -101,6 +105,16 @@ def _write_files(folder: Path, step: int, files: Mapping[str, Mapping[str, Tenso
         sync(path)
         fault_point("checkpoint-files", step)
     write_synced(folder / "values.json", values)
+
+
+def not_finite_in(state: State) -> str:
+    """Where weights or optimiser hold a number that is not finite, as the begin of a sentence; "" where they do not."""
+    for file in FINITE_FILES:
+        for name, tensor in state.tensors.get(file, {}).items():
+            if not bool(tensor.isfinite().all()):
+                count = int((~tensor.isfinite()).sum())
+                return f"{count:,} of {tensor.numel():,} numbers of {name} ({file}) are not finite"
+    return ""
 
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,7 +171,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Reads and verifies a checkpoint. What is parsed are the very bytes whose hash was compared.
 
     Raises:
-        DamagedCheckpoint: anything is missing, cut, changed, or not what its name says.
+        DamagedCheckpoint: anything is missing, cut, changed, or not what its name says, or a weight is not finite.
         RunError: it was written in a newer format, or may not be read.
     """
     try:
@@ -169,7 +183,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         values = json.loads(_read_file(path, "values.json", entries.pop("values.json")))
         # one file at a time: the bytes of a file are gone before the next is read
         tensors = {name.removesuffix(".safetensors"): _read_tensors(path, name, entry) for name, entry in entries.items()}
-        return Checkpoint(int(body["step"]), State(tensors, values), logs, made_with)
+        state = State(tensors, values)
+        if bad := not_finite_in(state):
+            raise DamagedCheckpoint(bad)
+        return Checkpoint(int(body["step"]), state, logs, made_with)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"manifest.json or values.json does not make sense ({error!r})") from error
 

@@ -4,7 +4,8 @@ RUN/
   config.yaml      the resolved settings            manifest.json   versions, seed, hashes of inputs, status, facts
   metrics.jsonl    a line a step, no wall times     timings.jsonl   seconds a step
   samples.jsonl    what was sampled                 events.jsonl    what happened to the run, with wall times
-  checkpoint-N/    see checkpoint.py                final/          what the stage made
+  replay.jsonl     a few of them, token by token    final/          what the stage made
+  checkpoint-N/    see checkpoint.py
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", *REWOUND)
 class RunFolder:
     """An open run. A context manager: it holds the lock and, in the main thread, the handlers of SIGTERM and SIGINT.
 
-    A stage calls `restore` once before it records or saves. Every method raises RunError when the disk refuses.
+    A stage calls `restore` before it records or saves, and again to go back to its last checkpoint. Every method raises RunError
+    when the disk refuses.
     """
 
     def __init__(self, path: Path, lock: RunLock, manifest: Manifest, *, keep: int) -> None:
@@ -143,6 +145,11 @@ class RunFolder:
         """Whether SIGTERM or SIGINT has arrived since the outermost open folder was entered."""
         return STOP.requested is not None
 
+    @property
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint known to be whole; None where there is none."""
+        return None if self._saved is None else f"checkpoint-{self._saved}"
+
     def has_saved(self, step: int) -> bool:
         """Whether the newest whole checkpoint is that of `step`: stopping now would then lose nothing of it."""
         return self._saved == step
@@ -240,13 +247,14 @@ class RunFolder:
 
         Raises:
             RunError: the disk is full (with the bytes needed), the folder is read-only, or a value cannot be kept exactly.
+            Diverged: a weight or a moment of the optimiser is not finite; nothing is written.
         """
         self._expect_restored()
         lengths = {}
         for name in REWOUND:
             self._logs[name].sync()
             lengths[name] = self._logs[name].length
-        kept = "No checkpoint was saved yet." if self._saved is None else f"checkpoint-{self._saved} is kept."
+        kept = "No checkpoint was saved yet." if self.newest is None else f"{self.newest} is kept."
         path = checkpoint.write_checkpoint(self.path, step, state, logs=lengths, made_with=versions(), kept=kept)
         self._saved = step
         self._delete_old()
@@ -272,6 +280,10 @@ class RunFolder:
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Lines of samples.jsonl, one a row, each with its step."""
         self._append("samples.jsonl", [{"step": step, **_without_step(row)} for row in rows])
+
+    def replay(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Lines of replay.jsonl, an answer each, each with its step."""
+        self._append("replay.jsonl", [{"step": step, **_without_step(row)} for row in rows])
 
     def note(self, message: str) -> None:
         """Says what happened to the run, in events.jsonl (with the time) and in the log."""

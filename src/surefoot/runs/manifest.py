@@ -21,7 +21,7 @@ from surefoot.errors import RunError
 from surefoot.runs.checkpoint import checkpoints_in
 from surefoot.runs.durable import write_atomic
 
-REWOUND = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")  # cut back on resume; events.jsonl keeps all that ever happened
+REWOUND = ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "replay.jsonl")  # cut back on resume; events.jsonl keeps all
 FREE = ("threads",)  # settings that may change on resume: they say how fast, and move the last bits alone
 _ABSENT = "(not set)"
 _SHOWN = 8

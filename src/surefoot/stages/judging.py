@@ -28,10 +28,6 @@ def verdicts(judge: Judge, name: str, prompts: Sequence[str], answers: Sequence[
     return numbers
 
 
-def judged(judges: Mapping[str, Judge], prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Metrics judge/NAME: the mean of each judge over a rollout's answers."""
-    out = {}
-    for name, judge in judges.items():
-        numbers = verdicts(judge, name, prompts, answers)
-        out[f"judge/{name}"] = sum(numbers) / len(numbers)
-    return out
+def judged(judges: Mapping[str, Judge], prompts: Sequence[str], answers: Sequence[str]) -> dict[str, list[float]]:
+    """Each judge's numbers for a rollout's answers, by its name."""
+    return {name: verdicts(judge, name, prompts, answers) for name, judge in judges.items()}

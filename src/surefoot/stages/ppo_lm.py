@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from surefoot.config import Config, PPOConfig
+<<<<<<< HEAD
 from surefoot.errors import ConfigError, Paused, RewardError, TrainingError
+=======
+from surefoot.errors import Diverged, TrainingError
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 from surefoot.faults import fault_point
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
-from surefoot.optim import make_optimizer, set_learning_rates, trainable_names
+from surefoot.optim import set_learning_rates
 from surefoot.ppo import next_coefficient, ppo_update
 from surefoot.progress import Progress
+<<<<<<< HEAD
 from surefoot.runs import (
     RunFolder,
     State,
@@ -29,11 +32,17 @@ from surefoot.runs import (
     restore_optimizer,
     saved_state,
 )
+=======
+from surefoot.runs import RunFolder, read_jsonl
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 from surefoot.runtime.single import SingleRuntime
+from surefoot.stages.alarms import advice, alarm_metrics
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
+from surefoot.stages.ppo_state import Carried, Learner, check_limits, check_rollout, gone_back, last_good
+from surefoot.stages.replay import is_replayed, replay_rows
 from surefoot.stages.rollouts import Rollout, RunningDeviation, rollout, sample_rows
 from surefoot.types import RewardSource, RolloutEngine, Runtime, UpdateStats
 
@@ -64,25 +73,26 @@ class PPOStep:
     seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """What the loop carries from update to update, besides weights and optimiser."""
-
-    update: int = 0
-    beta: float = 0.0
-    kl_coef: float = 0.0
-    skipped_in_row: int = 0
-    running: RunningDeviation = field(default_factory=RunningDeviation)
-
-
 def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[PPOStep]:
-    """Yields after every update. Stop whenever you like: the policy is the parts' own."""
-    ppo, policy, runtime = cfg.ppo, parts.policy, parts.runtime
-    optimizer, names = make_optimizer(policy, ppo), trainable_names(policy)
-    sampling, shuffling = torch.Generator().manual_seed(cfg.seed), torch.Generator().manual_seed(cfg.seed + 1)
-    at = _Progress(beta=ppo.beta, kl_coef=ppo.kl_coef)
+    """Yields after every update. Stop whenever you like: the policy is the parts' own.
+
+    A run that diverges goes back to its last checkpoint, and yields the updates after it again.
+    """
+    learner = Learner.fresh(parts.policy, cfg)
+    at = Carried(beta=cfg.ppo.beta, kl_coef=cfg.ppo.kl_coef)
     if folder is not None and (state := folder.restore()) is not None:
-        at = _load(state, policy, optimizer, names, sampling, shuffling)
+        at = learner.load(state)
+    while True:
+        try:
+            yield from _updates(parts, cfg, folder, learner, at)
+            return
+        except Diverged as trouble:
+            at = gone_back(trouble, learner, folder, cfg, at.rollbacks)
+
+
+def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Learner, at: Carried) -> Iterator[PPOStep]:
+    """The updates after `at`, as long as they go well."""
+    ppo, policy, runtime = cfg.ppo, parts.policy, parts.runtime
     saved = at.update
     parts.engine.load_weights(runtime.full_weights(policy), at.update)
     for update in range(at.update + 1, ppo.num_updates + 1):
@@ -92,8 +102,12 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
         num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
         index = parts.prompts.cyclic((update - 1) * num_prompts, num_prompts, cfg.seed)
         prompts = parts.prompts.take([i for i in index for _ in range(ppo.num_samples_per_prompt)], policy.backbone.codec.pad_id)
+<<<<<<< HEAD
         drawn_from = sampling.get_state()
         completions = parts.engine.generate(prompts, sampling)
+=======
+        completions = parts.engine.generate(prompts, learner.sampling)
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
         clock.lap("rollout")
         _check_stop(folder, update)
         try:
@@ -107,16 +121,17 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
         _check_stop(folder, update)
         running = at.running.seen(scores.value[scores.valid])
         seen = rollout(policy, prompts, completions, scores, ppo, kl_coef=at.kl_coef, running=running)
+        check_rollout(seen, update)
         clock.lap("evaluate")
-        rate = set_learning_rates(optimizer, ppo, update - 1, ppo.num_updates)
+        rate = set_learning_rates(learner.optimizer, ppo, update - 1, ppo.num_updates)
         fault_point("backward", update)
         stats = ppo_update(
             policy,
             seen.batch,
             ppo,
-            optimizer=optimizer,
+            optimizer=learner.optimizer,
             runtime=runtime,
-            generator=shuffling,
+            generator=learner.shuffling,
             beta=at.beta,
             kl_coef=at.kl_coef,
             critic_only=update <= ppo.critic_warmup_steps,
@@ -124,22 +139,28 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
             half_precision=policy.backbone.autocast is not None,
             should_stop=may_stop,
         )
+        learner.check(seen.batch, update)
         clock.lap("update")
         parts.engine.load_weights(runtime.full_weights(policy), update)
         metrics = _metrics(seen, stats, at, ppo, rate, update)
-        metrics |= judged(parts.judges, prompts.text, completions.text)
-        at = _moved(at, seen, stats, ppo, update, running)
+        judgements = judged(parts.judges, prompts.text, completions.text)
+        metrics |= {f"judge/{name}": sum(numbers) / len(numbers) for name, numbers in judgements.items()}
+        at, ringing = _watched(_moved(at, seen, stats, ppo, update, running), metrics, ppo)
+        metrics |= alarm_metrics(ringing) if ppo.alarms != "off" else {}
         clock.lap("judges")
         if folder is not None:
             folder.record(update, metrics)
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
+            if is_replayed(update, ppo.num_updates):
+                folder.replay(update, replay_rows(seen, policy, ppo, judgements))
             folder.timing(update, clock.laps)
             if stats.skipped:
                 folder.note(f"update {update}: {stats.skipped} steps were not taken. The first: {stats.skip_reason}")
-        _check_tether(seen, ppo, update)  # before the save: a run that was stopped by an alarm is not resumed behind it
+        _ring(at, ringing, ppo, update, folder)
+        check_limits(seen, stats, ppo, update, last_good(folder))  # before the save: no run is resumed behind what stopped it
         if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or folder.stop_requested:
-                folder.save(update, _state(at, policy, optimizer, names, sampling, shuffling))
+                folder.save(update, learner.state(at))
                 saved = update
             folder.check_stop()
         yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps)
@@ -154,22 +175,19 @@ def _never() -> bool:
     return False
 
 
-def _moved(at: _Progress, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int, running: RunningDeviation) -> _Progress:
+def _moved(at: Carried, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int, running: RunningDeviation) -> Carried:
     """The coefficients after this update: beta by `kl_after`, the tether by the rollout's mean KL a sequence.
 
     Both stand still while the critic warms up: the KLs are 0 as long as the policy does not move, and say nothing of beta and
     kl_coef.
 
-    Raises: TrainingError where `kl_after` is not a number.
+    Raises: Diverged where `kl_after` is not a number.
     """
     beta, kl_coef = at.beta, at.kl_coef
     if update <= cfg.critic_warmup_steps:
-        return _Progress(update, beta, kl_coef, stats.skipped_in_row, running)
+        return replace(at, update=update, skipped_in_row=stats.skipped_in_row, running=running)
     if math.isnan(stats.kl_after):
-        raise TrainingError(
-            f"KL(pi_old || pi_theta) after update {update} is not a number: the weights have diverged. "
-            "Lower ppo.learning_rate, or set ppo.target_kl; the last checkpoint is unharmed."
-        )
+        raise Diverged(f"KL(pi_old || pi_theta) after update {update} is not a number: the weights have diverged.")
     if cfg.objective == "penalty" and stats.steps:
         beta = next_coefficient(
             cfg.beta_controller,
@@ -189,10 +207,10 @@ def _moved(at: _Progress, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, upd
         horizon=cfg.kl_horizon,
         steps=cfg.rollout_batch_size,
     )
-    return _Progress(update, beta, kl_coef, stats.skipped_in_row, running)
+    return replace(at, update=update, beta=beta, kl_coef=kl_coef, skipped_in_row=stats.skipped_in_row, running=running)
 
 
-def _metrics(seen: Rollout, stats: UpdateStats, at: _Progress, cfg: PPOConfig, rate: float, update: int) -> dict[str, float]:
+def _metrics(seen: Rollout, stats: UpdateStats, at: Carried, cfg: PPOConfig, rate: float, update: int) -> dict[str, float]:
     """One line of metrics.jsonl. Coefficients are those that held during the update."""
     out = dict(seen.metrics) | {
         "policy/approxkl_avg": stats.approx_kl,
@@ -214,6 +232,7 @@ def _metrics(seen: Rollout, stats: UpdateStats, at: _Progress, cfg: PPOConfig, r
         "optimizer/steps": stats.steps,
         "optimizer/skipped_steps": stats.skipped,
         "optimizer/stopped_early": float(stats.stopped_early),
+        "optimizer/rollbacks": at.rollbacks,
         "lr": rate,
         "episode": update * cfg.rollout_batch_size,
         "kl/coef": at.kl_coef,
@@ -227,12 +246,35 @@ def _metrics(seen: Rollout, stats: UpdateStats, at: _Progress, cfg: PPOConfig, r
     return out
 
 
+def _watched(at: Carried, metrics: Mapping[str, float], cfg: PPOConfig) -> tuple[Carried, dict[str, str]]:
+    """The watch moved on by one update, and the alarms that ring."""
+    if cfg.alarms == "off":
+        return at, {}
+    watch, ringing = at.watch.after(metrics, cfg)
+    return replace(at, watch=watch), ringing
+
+
+def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, folder: RunFolder | None) -> None:
+    """An event for each alarm that began to ring. Raises TrainingError where alarms are to stop the run."""
+    told = [
+        f"{name} alarm at update {update}: {words}. {advice(name)}" for name, words in ringing.items() if at.watch.is_new(name)
+    ]
+    if folder is not None:
+        for sentence in told:
+            folder.note(sentence)
+    if ringing and cfg.alarms == "stop":
+        names = ", ".join(ringing)
+        said = " ".join(told) or f"{names} alarm at update {update}: {'; '.join(ringing.values())}."
+        raise TrainingError(f"{said} Stopped, since ppo.alarms = stop. {last_good(folder)}")
+
+
 def _check_stop(folder: RunFolder | None, update: int) -> None:
     """Heeds a stop in the middle of a rollout, where the state before it can be had again: a rollout may take minutes."""
     if folder is not None and (update == 1 or folder.has_saved(update - 1)):
         folder.check_stop()
 
 
+<<<<<<< HEAD
 def _check_tether(seen: Rollout, cfg: PPOConfig, update: int) -> None:
     kl = seen.metrics["objective/kl"]
     if cfg.kl_max is not None and kl > cfg.kl_max:
@@ -312,6 +354,8 @@ def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]
     return [(name, p) for name, p in both if p.requires_grad]
 
 
+=======
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
     reward = source_digest(cfg.reward_source.every)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surefoot.config import PPOConfig
 from surefoot.core import gae, kl_estimate, masked_mean, scale_only, tethered_rewards
+from surefoot.diagnostics.drift import drift_metrics
 from surefoot.lm.logits import TokenDist
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tokens import Context
@@ -47,12 +48,14 @@ class RunningDeviation:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A batch to learn from and what was seen on the way. KLs are sums over a sequence, nats."""
+    """A batch to learn from and what was seen on the way, nats. `kl` is that of the tether, a token; `sequence_kl` its sums."""
 
     batch: PPOBatch
     prompts: Prompts
     completions: Completions
     scores: Scores
+    logp_ref: Float[Tensor, "B T"]
+    kl: Float[Tensor, "B T"]
     sequence_kl: Float[Tensor, " B"]
     metrics: dict[str, float]
 
@@ -113,8 +116,13 @@ def rollout(
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
+<<<<<<< HEAD
     metrics |= part_metrics(scores, valid)
     return Rollout(batch, prompts, completions, scores, sequence_kl, metrics)
+=======
+    metrics |= drift_metrics(completions.text, mask, finished, scores.value.to(device), seen.kl, seen.logp_ref)
+    return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
+>>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 
 
 def part_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:

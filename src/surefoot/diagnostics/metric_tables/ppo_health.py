@@ -109,6 +109,17 @@ PPO_HEALTH = (
         "Often 1: lower learning_rate or num_ppo_epochs.",
     ),
     Metric(
+        "optimizer/rollbacks",
+        "Rollbacks",
+        "Times that the run diverged and went back to its last checkpoint, so far. What stood after that checkpoint is not in "
+        "metrics.jsonl.",
+        "count since the start of the run; at most max_rollbacks",
+        "none: a count",
+        "times",
+        "0",
+        "Any: events.jsonl says what was not finite. Lower learning_rate, set target_kl, look for extreme rewards.",
+    ),
+    Metric(
         "val/num_unscored",
         "Rows without a score",
         "Answers that could not be scored, such as those without any token. Their whole row is masked.",
