@@ -30,7 +30,8 @@ from surefoot.stages.compare import CompareParts
 from surefoot.stages.evaluate import EvaluateParts
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
-from surefoot.stages.ppo_lm import PPOParts, start_from
+from surefoot.stages.ppo_lm import PPOParts
+from surefoot.stages.ppo_state import start_from
 from surefoot.stages.reward import Heed, RewardParts, unheeding
 from surefoot.stages.reward_ensemble import member_parts, member_scorers
 from surefoot.stages.selection import Judgement

@@ -1,12 +1,7 @@
 """The report in a real Chromium: nothing hostile runs, everything is drawn offline, both themes and both widths hold."""
 
 import json
-<<<<<<< HEAD
-=======
 import random
-import shutil
-from collections.abc import Iterator
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 from pathlib import Path
 from typing import Any
 

@@ -207,7 +207,7 @@ def test_data_that_the_verb_does_not_read_is_refused(refusal, load):
 def test_a_section_that_the_verb_does_not_read_is_refused(refusal, load):
     assert refusal("sft:\n  batch_size: 3\n") == (
         "run.yaml line 2: sft.batch_size = 3 has no effect: surefoot ppo reads the sections model, data, rollout, ppo and "
-        "reward_source. Remove it; sft is for surefoot sft or demo."
+        "reward_source. Remove it; sft is for surefoot sft, demo or rounds."
     )
     assert load("sft:\n  batch_size: 16\n") == Config()  # the default: a run's own config.yaml names every setting
 

@@ -159,7 +159,8 @@ def test_every_setting_can_be_said_in_words():
 
 def test_an_example_file_exists_for_every_verb_that_trains():
     folder = Path(__file__).parents[2] / "configs"
-    assert {path.stem for path in folder.glob("*.yaml")} == {"sft", "pairs", "reward", "ppo", "control", "evaluate", "demo"}
+    verbs = {"sft", "pairs", "reward", "ppo", "control", "evaluate", "demo", "rounds", "compare"}
+    assert {path.stem for path in folder.glob("*.yaml")} == verbs
 
 
 def test_a_setting_that_is_a_list_is_a_list_alone():

@@ -14,12 +14,8 @@ from surefoot.errors import RunError
 Row = Mapping[str, Any]
 
 STAGES = ("sft", "pairs", "reward", "ppo", "evaluate")
-<<<<<<< HEAD
 _ROUND = re.compile(r"-[0-9]{1,6}$")
-_FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl")
-=======
 _FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl", "replay.jsonl")
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 _VERBS = {"ppo_lm": "ppo", "ppo_control": "control", "overoptimize": "ppo"}
 
 
@@ -34,11 +30,8 @@ class RunView:
     samples: tuple[Row, ...]
     manifest: Row
     config: str | None
-<<<<<<< HEAD
     card: Row = field(default_factory=dict)  # of a reward model
-=======
     replay: tuple[Row, ...] = ()
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of the lines that hold a finite number under `key`; the line's number where `step` is missing."""
@@ -150,11 +143,8 @@ def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) ->
         samples=samples,
         manifest=manifest,
         config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
-<<<<<<< HEAD
         card=_mapping(folder / "card.json", problems) or {},
-=======
         replay=_rows(folder / "replay.jsonl", problems),
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
     )
 
 

@@ -11,11 +11,7 @@ with RunFolder.open(path, verb="sft", cfg=cfg) as folder:
     folder.finish()
 """
 
-<<<<<<< HEAD
-from surefoot.runs.checkpoint import State, saved_state
-=======
-from surefoot.runs.checkpoint import State, not_finite_in
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
+from surefoot.runs.checkpoint import State, not_finite_in, saved_state
 from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
 from surefoot.runs.folder import RunFolder
 from surefoot.runs.jsonl import read_jsonl

@@ -10,31 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.config import Config, PPOConfig
-<<<<<<< HEAD
-from surefoot.errors import ConfigError, Paused, RewardError, TrainingError
-=======
-from surefoot.errors import Diverged, TrainingError
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
+from surefoot.errors import Diverged, Paused, RewardError, TrainingError
 from surefoot.faults import fault_point
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import set_learning_rates
 from surefoot.ppo import next_coefficient, ppo_update
 from surefoot.progress import Progress
-<<<<<<< HEAD
-from surefoot.runs import (
-    RunFolder,
-    State,
-    flatten_optimizer,
-    hash_folder,
-    load_manifest,
-    read_jsonl,
-    restore_optimizer,
-    saved_state,
-)
-=======
-from surefoot.runs import RunFolder, read_jsonl
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
+from surefoot.runs import RunFolder, hash_folder, read_jsonl
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.alarms import advice, alarm_metrics
 from surefoot.stages.cards import write_card
@@ -102,20 +85,16 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
         index = parts.prompts.cyclic((update - 1) * num_prompts, num_prompts, cfg.seed)
         prompts = parts.prompts.take([i for i in index for _ in range(ppo.num_samples_per_prompt)], policy.backbone.codec.pad_id)
-<<<<<<< HEAD
-        drawn_from = sampling.get_state()
-        completions = parts.engine.generate(prompts, sampling)
-=======
+        drawn_from = learner.sampling.get_state()
         completions = parts.engine.generate(prompts, learner.sampling)
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
         clock.lap("rollout")
         _check_stop(folder, update)
         try:
             scores = parts.reward.score(prompts, completions)
         except (Paused, RewardError):
             if folder is not None and update > 1 and not folder.has_saved(at.update):
-                sampling.set_state(drawn_from)  # the state before this rollout: it is sampled again, the same
-                folder.save(at.update, _state(at, policy, optimizer, names, sampling, shuffling))
+                learner.sampling.set_state(drawn_from)  # the state before this rollout: it is sampled again, the same
+                folder.save(at.update, learner.state(at))
             raise
         clock.lap("reward")
         _check_stop(folder, update)
@@ -274,88 +253,6 @@ def _check_stop(folder: RunFolder | None, update: int) -> None:
         folder.check_stop()
 
 
-<<<<<<< HEAD
-def _check_tether(seen: Rollout, cfg: PPOConfig, update: int) -> None:
-    kl = seen.metrics["objective/kl"]
-    if cfg.kl_max is not None and kl > cfg.kl_max:
-        raise TrainingError(
-            f"KL(policy || SFT) = {kl:.2f} nats a sequence passed ppo.kl_max = {cfg.kl_max} at update {update}. "
-            "Raise ppo.kl_coef, lower ppo.learning_rate, or set ppo.target_kl."
-        )
-
-
-def _state(
-    at: _Progress,
-    policy: LanguageActorCritic,
-    optimizer: torch.optim.Optimizer,
-    names: Sequence[str],
-    sampling: torch.Generator,
-    shuffling: torch.Generator,
-) -> State:
-    weights = {name: p.detach().clone() for name, p in _trained(policy)}
-    return State(
-        tensors={
-            "weights": weights,
-            "optimizer": flatten_optimizer(optimizer, names),
-            "rng": {"sampling": sampling.get_state(), "shuffling": shuffling.get_state()},
-        },
-        values=asdict(at),
-    )
-
-
-def _load(
-    state: State,
-    policy: LanguageActorCritic,
-    optimizer: torch.optim.Optimizer,
-    names: Sequence[str],
-    sampling: torch.Generator,
-    shuffling: torch.Generator,
-) -> _Progress:
-    with torch.no_grad():
-        for name, p in _trained(policy):
-            p.copy_(state.tensors["weights"][name])
-    restore_optimizer(optimizer, names, state.tensors["optimizer"])
-    sampling.set_state(state.tensors["rng"]["sampling"])
-    shuffling.set_state(state.tensors["rng"]["shuffling"])
-    values = dict(state.values)
-    running = RunningDeviation(**values.pop("running"))
-    return replace(_Progress(**values), running=running)
-
-
-def start_from(policy: LanguageActorCritic, run: Path) -> None:
-    """Puts policy and critic where the PPO run in the folder `run` left them. The reference stays the model as it is.
-
-    Raises:
-        ConfigError: the folder holds no finished PPO run, one on another model, or one that trained other weights.
-    """
-    manifest = load_manifest(run)
-    what = f"ppo.start = {str(run)!r}"
-    if manifest["verb"] != "ppo" or manifest["status"] != "done":
-        raise ConfigError(
-            f"{what} holds a run of {manifest['verb']} ({manifest['status']}), not a finished one of ppo. Name one."
-        )
-    if not policy.backbone.fingerprint or manifest["inputs"].get("model") != policy.backbone.fingerprint:
-        raise ConfigError(f"{what} was trained on another model than model.name. Name the model that both begin from.")
-    found = saved_state(run)
-    weights = found.tensors["weights"]
-    own = dict(_trained(policy))
-    if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in weights.items()}:
-        raise ConfigError(
-            f"{what} trained other weights ({len(weights)} tensors; here {len(own)}). Use its model.tuning, model.lora_rank, "
-            "model.lora_layers and ppo.critic."
-        )
-    with torch.no_grad():
-        for name, p in own.items():
-            p.copy_(weights[name])
-
-
-def _trained(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]]:
-    both = [*policy.named_policy_parameters(), *policy.named_critic_parameters()]
-    return [(name, p) for name, p in both if p.requires_grad]
-
-
-=======
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
     reward = source_digest(cfg.reward_source.every)

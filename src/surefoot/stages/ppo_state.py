@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import Diverged, TrainingError
+from surefoot.errors import ConfigError, Diverged, TrainingError
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import make_optimizer, trainable_names
-from surefoot.runs import RunFolder, State, flatten_optimizer, not_finite_in, restore_optimizer
+from surefoot.runs import (
+    RunFolder,
+    State,
+    flatten_optimizer,
+    load_manifest,
+    not_finite_in,
+    restore_optimizer,
+    saved_state,
+)
 from surefoot.stages.alarms import Watch
 from surefoot.stages.rollouts import Rollout, RunningDeviation
 from surefoot.types import PPOBatch, UpdateStats
@@ -57,8 +66,7 @@ class Learner:
     @property
     def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         """(name, weight) of all that is trained, in the optimiser's order."""
-        both = [*self.policy.named_policy_parameters(), *self.policy.named_critic_parameters()]
-        return [(name, p) for name, p in both if p.requires_grad]
+        return trained_weights(self.policy)
 
     def _tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
         return {
@@ -103,6 +111,39 @@ class Learner:
         """Name of a frozen weight that is not finite, which no checkpoint can mend; "" where there is none."""
         frozen = ((name, p) for name, p in self.policy.named_parameters() if not p.requires_grad)
         return next((name for name, p in frozen if not bool(p.isfinite().all())), "")
+
+
+def trained_weights(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]]:
+    """(name, weight) of all of policy and critic that is trained."""
+    both = [*policy.named_policy_parameters(), *policy.named_critic_parameters()]
+    return [(name, p) for name, p in both if p.requires_grad]
+
+
+def start_from(policy: LanguageActorCritic, run: Path) -> None:
+    """Puts policy and critic where the PPO run in the folder `run` left them. The reference stays the model as it is.
+
+    Raises:
+        ConfigError: the folder holds no finished PPO run, one on another model, or one that trained other weights.
+    """
+    manifest = load_manifest(run)
+    what = f"ppo.start = {str(run)!r}"
+    if manifest["verb"] != "ppo" or manifest["status"] != "done":
+        raise ConfigError(
+            f"{what} holds a run of {manifest['verb']} ({manifest['status']}), not a finished one of ppo. Name one."
+        )
+    if not policy.backbone.fingerprint or manifest["inputs"].get("model") != policy.backbone.fingerprint:
+        raise ConfigError(f"{what} was trained on another model than model.name. Name the model that both begin from.")
+    found = saved_state(run)
+    weights = found.tensors["weights"]
+    own = dict(trained_weights(policy))
+    if {name: p.shape for name, p in own.items()} != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ConfigError(
+            f"{what} trained other weights ({len(weights)} tensors; here {len(own)}). Use its model.tuning, model.lora_rank, "
+            "model.lora_layers and ppo.critic."
+        )
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(weights[name])
 
 
 def check_rollout(seen: Rollout, update: int) -> None:

@@ -116,13 +116,9 @@ def rollout(
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
-<<<<<<< HEAD
     metrics |= part_metrics(scores, valid)
-    return Rollout(batch, prompts, completions, scores, sequence_kl, metrics)
-=======
     metrics |= drift_metrics(completions.text, mask, finished, scores.value.to(device), seen.kl, seen.logp_ref)
     return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
->>>>>>> 24e445d947bdaa148dba2fdc37ee9b0116131d8e
 
 
 def part_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:
