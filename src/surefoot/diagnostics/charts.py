@@ -163,7 +163,7 @@ def compared_charts(a: RunView, b: RunView, names: tuple[str, str]) -> list[Char
             others=(),
             healthy=metric.healthy,
             what_to_do=metric.what_to_do,
-            figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+            figure=plain_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
             description=". ".join(_words(name, *curve) for name, curve in curves.items()),
             table=_table(curves),
         )
