@@ -146,6 +146,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=jobs.default_workers(), help="runs at a time, a thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/table1"), help="run folders, with checkpoints")
     parser.add_argument("--out", type=Path, default=RESULTS, help="curves and table")
+    parser.add_argument("--only-table", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--job", nargs=2, metavar=("TASK", "SETTING"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     name = f"table1-{asked.steps}"
@@ -156,14 +157,14 @@ def main() -> int:
         if setting == "random":
             return jobs.job(lambda: random_return(task, path))
         return jobs.job(lambda: train(task, setting, asked.steps, asked.seeds, work, path))
-    todo = planned(asked, folder)
+    todo = {} if asked.only_table else planned(asked, folder)
     failed = jobs.run_all(Path(__file__).resolve(), todo, work / "logs", asked.workers)
     names = [f"{task}-{setting}" for task in asked.tasks for setting in ("random", *asked.settings)]
     summary = summarized([found for name in names if (found := jobs.read(folder / f"{name}.json"))], asked.settings)
     if not summary["tasks"]:
         jobs.tell("table1: no run has finished, so there is no table")
         return 1
-    jobs.write(asked.out / f"{name}.json", {"run": jobs.facts(sys.argv[1:]), "steps": asked.steps, "paper": PAPER, **summary})
+    jobs.write(asked.out / f"{name}.json", {"run": jobs.facts([word for word in sys.argv[1:] if word != "--only-table"]), "steps": asked.steps, "paper": PAPER, **summary})
     print(as_markdown(summary))
     from control_parts.pictures import draw_curves
 
