@@ -27,7 +27,7 @@ import numpy as np
 from control_parts import jobs
 from surefoot.config import Config
 from surefoot.config_file import load_config
-from surefoot.launch import set_threads
+from surefoot.launch import set_threads, usable_cores
 
 RECIPES = jobs.ROOT / "configs" / "control"
 RESULT = jobs.ROOT / "benchmarks" / "results" / "control-learning.json"
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--scale", type=float, default=1.0, help="shorter runs: steps are multiplied by it")
-    parser.add_argument("--workers", type=int, default=jobs.default_workers(), help="jobs at a time, a thread each")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="jobs at a time, a thread each")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/control-learning"), help="run folders, and what each agent came to"
     )
