@@ -27,7 +27,7 @@ import numpy as np
 from control_parts import jobs
 from surefoot.config import Config
 from surefoot.config_file import load_config
-from surefoot.launch import set_threads
+from surefoot.launch import set_threads, usable_cores
 
 RECIPES = jobs.ROOT / "configs" / "control"
 RESULT = jobs.ROOT / "benchmarks" / "results" / "control-learning.json"
@@ -143,11 +143,12 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--scale", type=float, default=1.0, help="shorter runs: steps are multiplied by it")
-    parser.add_argument("--workers", type=int, default=jobs.default_workers(), help="jobs at a time, a thread each")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="jobs at a time, a thread each")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/control-learning"), help="run folders, and what each agent came to"
     )
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--only-table", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--job", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if not jobs.is_installed("stable-baselines3"):
@@ -160,14 +161,16 @@ def main() -> int:
         case, side = asked.job
         run = ours if side == "surefoot" else theirs
         return jobs.job(lambda: run(case, round(CASES[case][1] * asked.scale), asked.seeds, work))
-    failed = jobs.run_all(Path(__file__).resolve(), planned(asked, work), work / "logs", asked.workers)
+    todo = {} if asked.only_table else planned(asked, work)
+    failed = jobs.run_all(Path(__file__).resolve(), todo, work / "logs", asked.workers)
     cases = {}
     for case in asked.cases:
         found = {side: [jobs.read(place(work, case, side, seed)) for seed in asked.seeds] for side in SIDES}
         if all(all(runs) for runs in found.values()):
             cases[case] = compared(case, found)
     if cases:
-        facts = jobs.facts(sys.argv[1:], "stable-baselines3", "scipy")
+        words = [word for word in sys.argv[1:] if word != "--only-table"]
+        facts = jobs.facts(words, "stable-baselines3", "scipy")
         jobs.write(asked.out, {"run": facts, "episodes": EPISODES, "seeds": asked.seeds, "cases": cases})
         print(as_markdown(cases))
         if asked.out == RESULT:

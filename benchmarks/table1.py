@@ -28,7 +28,7 @@ from control_parts import jobs
 from control_parts.table import PAPER, as_markdown, summarized
 from surefoot.config import Config
 from surefoot.config_file import dump_config, load_config
-from surefoot.launch import set_threads
+from surefoot.launch import set_threads, usable_cores
 
 RESULTS = jobs.ROOT / "benchmarks" / "results"
 RECIPE = jobs.ROOT / "configs" / "control" / "mujoco.yaml"
@@ -143,9 +143,10 @@ def main() -> int:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="rows, named as in PAPER's keys")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1_000_000, help="of a run")
-    parser.add_argument("--workers", type=int, default=jobs.default_workers(), help="runs at a time, a thread each")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="runs at a time, a thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/table1"), help="run folders, with checkpoints")
     parser.add_argument("--out", type=Path, default=RESULTS, help="curves and table")
+    parser.add_argument("--only-table", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--job", nargs=2, metavar=("TASK", "SETTING"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     name = f"table1-{asked.steps}"
@@ -156,14 +157,22 @@ def main() -> int:
         if setting == "random":
             return jobs.job(lambda: random_return(task, path))
         return jobs.job(lambda: train(task, setting, asked.steps, asked.seeds, work, path))
-    todo = planned(asked, folder)
+    todo = {} if asked.only_table else planned(asked, folder)
     failed = jobs.run_all(Path(__file__).resolve(), todo, work / "logs", asked.workers)
     names = [f"{task}-{setting}" for task in asked.tasks for setting in ("random", *asked.settings)]
     summary = summarized([found for name in names if (found := jobs.read(folder / f"{name}.json"))], asked.settings)
     if not summary["tasks"]:
         jobs.tell("table1: no run has finished, so there is no table")
         return 1
-    jobs.write(asked.out / f"{name}.json", {"run": jobs.facts(sys.argv[1:]), "steps": asked.steps, "paper": PAPER, **summary})
+    jobs.write(
+        asked.out / f"{name}.json",
+        {
+            "run": jobs.facts([word for word in sys.argv[1:] if word != "--only-table"]),
+            "steps": asked.steps,
+            "paper": PAPER,
+            **summary,
+        },
+    )
     print(as_markdown(summary))
     from control_parts.pictures import draw_curves
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import SurefootError
-from surefoot.launch import usable_cores
 from surefoot.runs import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,10 +74,6 @@ def job(work: Callable[[], None]) -> int:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_status
     return 0
-
-
-def default_workers() -> int:
-    return usable_cores()
 
 
 def tell(line: str) -> None:
