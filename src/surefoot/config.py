@@ -266,7 +266,7 @@ class PPOConfig(OptimizerConfig):
         "warn", description="drift alarms (docs/trust.md): events and report, or stop with exit 3"
     )
     alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
-    alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.7, description="distinct-2 below this share of the start's")
+    alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
     alarm_reward_length: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.7, description="correlation of reward with length, either way"
     )

@@ -154,7 +154,13 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint
 def test_a_setting_that_does_nothing_in_control_is_refused_with_the_reason(name: str) -> None:
     default = PPOConfig.model_fields[name].default
     other = {"kl_estimator": "k3", "critic": "shared", "reward_scale": "running", "loss_aggregation": "sequence_mean"}
-    other |= {"kl_controller": "doubling", "kl_in": "loss", "kl_direction": "sft_policy", "rollout_batch_size": 128}
+    other |= {
+        "kl_controller": "doubling",
+        "kl_in": "loss",
+        "kl_direction": "sft_policy",
+        "rollout_batch_size": 128,
+        "alarms": "off",
+    }
     value = other[name] if name in other else not default if isinstance(default, bool) else (default or 0) + 2
     with pytest.raises(ConfigError, match=rf"^command line: ppo.{name} = .* has no effect in surefoot control: .*\.$"):
         load_config(None, [f"--ppo.{name}={str(value).lower()}"], verb="control", preset="default")

@@ -32,8 +32,8 @@ HEALTHY = {
 OUT_OF_RANGE = [
     ("length", "response_length/mean", 31.0, "answers have 31.0 tokens, and had 20.0"),
     ("length", "response_length/mean", 9.0, "answers have 9.0 tokens, and had 20.0"),
-    ("repetition", "drift/distinct_2", 0.5, "0.50 of all word pairs are different ones, and 0.80 were"),
-    ("repetition", "drift/repetition", 0.4, "40% of an answer's phrases stood in it before, and 2% did"),
+    ("repetition", "drift/distinct_2", 0.45, "0.45 of all word pairs are different ones, and 0.80 were"),
+    ("repetition", "drift/repetition", 0.45, "45% of an answer's phrases stood in it before, and 2% did"),
     ("reward_length", "drift/reward_length_corr", 0.8, "the reward goes with the length of an answer (correlation +0.80)"),
     ("reward_length", "drift/reward_length_corr", -0.8, "with the shortness of an answer (correlation -0.80)"),
     ("entropy", "policy/entropy_avg", 0.5, "entropy is 0.5 nats a token, and was 2 at the start"),

@@ -40,20 +40,19 @@ def replay_content(run: RunView) -> dict[str, Any] | None:
         return None
     kept, steps = _thinned(rows)
     judges = list(dict.fromkeys(name for row in kept for name in row["judges"] if is_number(row["judges"][name])))
-    decides = judges[-1] if judges else None
     answers = [_answer(row) for row in kept]
-    if decides is not None:
-        judged = [answer for answer in answers if is_number(answer["judges"].get(decides))]
-        scores, verdicts = _ranks([a["score"] for a in judged]), _ranks([a["judges"][decides] for a in judged])
-        for answer, paid, found in zip(judged, scores, verdicts, strict=True):
-            answer |= {"paid": round(paid, 3), "found": round(found, 3)}
+    judged = [answer for answer in answers if judges and set(judges) <= set(answer["judges"])]
+    scores = _ranks([answer["score"] for answer in judged])
+    verdicts = zip(*(_ranks([answer["judges"][name] for answer in judged]) for name in judges), strict=True)
+    for answer, paid, found in zip(judged, scores, verdicts, strict=True) if judged else ():
+        answer |= {"paid": round(paid, 3), "found": round(sum(found) / len(found), 3)}
     figures = [
         {"key": key, "title": title, "unit": unit, "scale": scale, "what": what} for key, title, unit, scale, what in FIGURES
     ]
     return {
         "answers": answers,
         "figures": figures,
-        "judge": decides,
+        "judge": "the judges" if len(judges) > 1 else "".join(judges),
         "num_steps": len({row["step"] for row in kept}),
         "all_steps": steps,
     }

@@ -46,7 +46,7 @@ DRIFT = (
         "distinct-1, pooled over the answers (Li et al. 2016)",
         "words of all answers of the rollout",
         "share",
-        "above 0.7 of its beginning",
+        "above 0.6 of its beginning",
         "Falling: the policy repeats a few words; raise kl_coef or ent_coef.",
     ),
     Metric(
@@ -56,7 +56,7 @@ DRIFT = (
         "distinct-2, pooled over the answers (Li et al. 2016)",
         "word pairs of all answers of the rollout",
         "share",
-        "above 0.7 of its beginning",
+        "above 0.6 of its beginning",
         "Falling: answers resemble each other; raise kl_coef or ent_coef.",
     ),
     Metric(

@@ -2,7 +2,7 @@
 (() => {
   const holder = document.getElementById("replay-data");
   if (!holder) return;
-  const { answers, figures, judge } = JSON.parse(holder.textContent);
+  const { answers, figures } = JSON.parse(holder.textContent);
   const byId = (id) => document.getElementById(id);
   const [list, tokens, readout, table] = ["replay-list", "replay-tokens", "replay-readout", "replay-table"].map(byId);
   const [stepBox, orderBox, figureBox] = ["replay-step", "replay-order", "replay-figure"].map(byId);
@@ -24,8 +24,9 @@
   };
   const percent = (x) => `${Math.round(100 * x)} %`;
 
+  const gap = (answer) => (answer.found === undefined ? -2 : answer.paid - answer.found);
   const orders = {
-    suspicious: (a, b) => b.paid - b.found - (a.paid - a.found),
+    suspicious: (a, b) => gap(b) - gap(a),
     best: (a, b) => b.score - a.score,
     worst: (a, b) => a.score - b.score,
     far: (a, b) => b.kl - a.kl,
@@ -40,11 +41,10 @@
       const item = make("li");
       const button = make("button", "answer");
       button.type = "button";
-      const facts = make("span", "facts-line", `step ${answer.step} · reward ${write(answer.score)}`);
-      if (judge !== null && answer.found !== undefined) {
-        facts.append(` · ${judge} ${write(answer.judges[judge])}`);
-        if (answer.paid - answer.found > 0.5) facts.append(make("span", "tag worst", "overpaid"));
-      }
+      const facts = make("span", "facts-line");
+      const judged = Object.entries(answer.judges).map(([name, x]) => ` · ${name} ${write(x)}`).join("");
+      facts.append(make("span", "", `step ${answer.step} · reward ${write(answer.score)}${judged}`));
+      if (answer.paid - answer.found > 0.5) facts.append(make("span", "tag worst", "overpaid"));
       const said = make("span", "said");
       said.dir = "auto";
       said.append(make("b", "", answer.prompt.slice(-80)), ` ${answer.tokens.join("").slice(0, 120)}`);
