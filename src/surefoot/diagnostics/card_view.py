@@ -52,9 +52,9 @@ def card_view(card: Row) -> CardView | None:
 
 def _probes(card: Row) -> CardTable | None:
     rows = [p for p in _rows(card.get("probes")) if _has(p, "move", "rises", "count")]
-    what = "What an edit that makes no answer better does to the score, in deviations of the scores. Above 0 it is paid for."
+    what = "What an edit that makes no answer better does to the score, in deviations, and the share of answers that rise."
     cells = tuple((WORDS.get(str(p.get("name")), as_text(p.get("name"))), f"{p['move']:+.2f}", f"{p['rises']:.0%}") for p in rows)
-    return CardTable("Probes", what, ("edit", "score moves by", "of answers that rise"), cells) if cells else None
+    return CardTable("Probes", what, ("edit", "moves by", "rise"), cells) if cells else None
 
 
 def _temperature(card: Row) -> CardTable | None:
