@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import plotly.graph_objects as go
 
-from surefoot.diagnostics.charts import Chart, Table, plain_figure
+from surefoot.diagnostics.charts import Chart, Table
 from surefoot.diagnostics.report_card import WORDS
 from surefoot.diagnostics.run_view import Row, is_number
 from surefoot.diagnostics.verdict import Finding, Level
@@ -100,8 +100,8 @@ def _histogram(card: Row) -> Chart | None:
     traces = [
         go.Scatter(x=middles, y=c, mode="lines", name=name, line={"width": 2, "shape": "hvh"}) for name, c in counts.items()
     ]
-    figure = plain_figure(traces, unit="answers")
-    figure["layout"]["xaxis"] = {"title": {"text": "raw score"}}
+    axes = {"xaxis": {"title": {"text": "raw score"}}, "yaxis": {"title": {"text": "answers"}}}
+    figure = dict(go.Figure(traces, layout={**axes, "template": None, "showlegend": True}).to_plotly_json())
     rows = tuple((f"{x:.2f}", *(f"{counts[name][i]:,.0f}" for name in counts)) for i, x in enumerate(middles))
     return Chart(
         id="score-histogram",

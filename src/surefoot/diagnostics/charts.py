@@ -144,7 +144,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
         line={"width": 1},
         hovertemplate=hover,
     )
-    figure = plain_figure([points, diagonal], unit="", is_share=True)
+    figure = _figure([points, diagonal], unit="", is_share=True)
     figure["layout"]["xaxis"] = {"title": {"text": "confidence"}, "tickformat": ".0%", "range": [0.48, 1.02]}
     figure["layout"]["yaxis"] = {
         "title": {"text": "share that is right"},
@@ -199,7 +199,7 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
         others=others,
         healthy=main.healthy,
         what_to_do=main.what_to_do,
-        figure=plain_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
         description=". ".join(_words(key, *curve) for key, curve in curves.items()),
         table=_table(curves),
     )
@@ -224,7 +224,7 @@ def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter
     return go.Scatter(x=steps, y=values, mode="lines", name=name, meta={"role": "reference"}, hoverinfo="skip")
 
 
-def plain_figure(traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False) -> dict[str, Any]:
+def _figure(traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False) -> dict[str, Any]:
     """A figure as plain JSON values, without Plotly's own template: the page lays its theme under it."""
     axis: dict[str, Any] = {"title": {"text": unit}} if unit else {}
     if is_share:

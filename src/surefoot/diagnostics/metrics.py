@@ -28,14 +28,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
 
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
 
-_KINDS = {
-    "ppo": PPO + PPO_HEALTH + PPO_SOURCES,
-    "sft": SFT,
-    "reward": REWARD,
-    "pairs": PAIRS,
-    "control": CONTROL,
-    "evaluate": EVALUATION,
-}
+_KINDS = {"ppo": PPO + PPO_HEALTH, "sft": SFT, "reward": REWARD, "pairs": PAIRS, "control": CONTROL, "evaluate": EVALUATION}
 
 _INTRODUCTION = """# Metrics
 

@@ -184,11 +184,11 @@ def _rows(prompts: Prompts, completions: Completions, codec: Codec) -> list[list
     ]
 
 
-def _in_batches(raw: Callable[[list[list[int]]], Tensor], rows: list[list[int]], batch_size: int) -> Tensor:
-    """Raw scores [B] or [B, K] in the order of `rows`; like lengths are scored together."""
+def _in_batches(read: Callable[[list[list[int]]], Tensor], rows: list[list[int]], batch_size: int) -> Float[Tensor, "B ..."]:
+    """What `read` says of each row, in the order of `rows`; like lengths are read together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    parts = [raw([rows[i] for i in order[start : start + batch_size]]).cpu() for start in range(0, len(order), batch_size)]
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    parts = [read([rows[i] for i in order[start : start + batch_size]]).cpu() for start in range(0, len(order), batch_size)]
+    return torch.cat(parts)[torch.tensor(order).argsort()] if parts else torch.zeros(0)
 
 
 def normalised(raw: Float[Tensor, " B"], facts: RewardFacts) -> Float[Tensor, " B"]:
