@@ -27,6 +27,7 @@ COMPANIONS = {
 READ_BESIDE = {
     "ppo.beta_controller": ["ppo.objective=penalty"],
     "ppo.beta_estimator": ["ppo.objective=penalty"],
+    "reward.bootstrap": ["reward.ensemble=2"],
     "reward_source.protocol": ["reward_source.source=http://127.0.0.1:5000/get_reward"],
 }
 
@@ -146,8 +147,9 @@ SWITCHES = [name for name, info in fields().items() if bool in kinds(info.annota
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_is_true_or_false_and_nothing_else(name):
-    assert value_of(load(name, f"{name}=true"), name) is True
-    assert value_of(load(name, f"{name}=false"), name) is False
+    beside = READ_BESIDE.get(name, [])
+    assert value_of(load(name, f"{name}=true", *beside), name) is True
+    assert value_of(load(name, f"{name}=false", *beside), name) is False
     for written in ("yes", "1", "on", "null"):
         with pytest.raises(ConfigError, match="Allowed: true or false"):
             load(name, f"{name}={written}")

@@ -232,11 +232,13 @@ def test_item_33_the_statistics_that_normalise_a_reward_model_are_saved_with_it(
 def test_item_33_the_statistics_are_measured_once_for_the_weights_as_they_are(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from surefoot.stages import reward
+    from surefoot.stages import reward_ensemble
 
     measured: list[tuple[float, float]] = []
-    plain = reward.normalisation
-    monkeypatch.setattr(reward, "normalisation", lambda task, size: measured.append(plain(task, size)) or measured[-1])
+    plain = reward_ensemble.normalisation
+    monkeypatch.setattr(
+        reward_ensemble, "normalisation", lambda task, size, heed: measured.append(plain(task, size)) or measured[-1]
+    )
     pairs = [{"prompt": "the film was", "chosen": " good .", "rejected": " bad ."}]  # two answers, one of them alone in a batch
     settings = {"reward.num_epochs": 3, "data.validation_share": 0, "reward.learning_rate": 0.1}
     run = RewardRun(make_backbone(model, tokenizer), train=pairs, settings=settings)

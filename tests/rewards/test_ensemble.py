@@ -15,7 +15,7 @@ from surefoot.config import ModelConfig, RewardConfig, RewardSourceConfig
 from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.rewards.ensemble import EnsembleReward, combined, load_reward
-from surefoot.rewards.model import SharedRewardModel
+from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel
 from surefoot.stages.reward_ensemble import EnsembleTask
 from surefoot.types import Completions, Prompts
 from tiny_language import TEXTS, make_completions, make_model, make_prompts, make_tokenizer
@@ -83,6 +83,19 @@ def test_members_differ_each_learns_and_each_loads_alone_with_its_own_scores(bas
             assert each[k, i].item() == pytest.approx((raw - facts.mean) / facts.deviation, abs=1e-4)
     figures = run.held_out
     assert isinstance(figures["accuracy"], float) and figures["accuracy"] > 0.9
+
+
+def test_adapters_load_as_a_model_each_and_score_as_they_did(base: str, tmp_path: Path) -> None:
+    run = trained(base, ensemble=2, method="adapter", num_epochs=2)
+    run.save(tmp_path)
+    source = load_reward(tmp_path, loaded(base), RewardSourceConfig(source=str(tmp_path), ensemble="min"), may_share=True)
+    assert isinstance(source, EnsembleReward) and all(isinstance(member, SeparateRewardModel) for member in source.members)
+    given = answers(loaded(base))
+    found, before = source.score(*given), run.score(*given)
+    for part in ("member_1", "member_2", "disagreement"):
+        assert torch.allclose(found.parts[part], before.parts[part], atol=1e-4)
+    assert torch.equal(found.value, torch.minimum(found.parts["member_1"], found.parts["member_2"]))
+    assert found.parts["disagreement"].min() > 0
 
 
 def test_heads_of_one_layer_share_a_pass_of_the_trunk(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import plotly.graph_objects as go
 
-from surefoot.diagnostics.charts import Chart, Table, plain_figure
+from surefoot.diagnostics.charts import Chart, Table
 from surefoot.diagnostics.report_card import WORDS
 from surefoot.diagnostics.run_view import Row, is_number
 from surefoot.diagnostics.verdict import Finding, Level
@@ -52,9 +52,9 @@ def card_view(card: Row) -> CardView | None:
 
 def _probes(card: Row) -> CardTable | None:
     rows = [p for p in _rows(card.get("probes")) if _has(p, "move", "rises", "count")]
-    what = "What an edit that makes no answer better does to the score, in deviations of the scores. Above 0 it is paid for."
+    what = "What an edit that makes no answer better does to the score, in deviations, and the share of answers that rise."
     cells = tuple((WORDS.get(str(p.get("name")), as_text(p.get("name"))), f"{p['move']:+.2f}", f"{p['rises']:.0%}") for p in rows)
-    return CardTable("Probes", what, ("edit", "score moves by", "of answers that rise"), cells) if cells else None
+    return CardTable("Probes", what, ("edit", "moves by", "rise"), cells) if cells else None
 
 
 def _temperature(card: Row) -> CardTable | None:
@@ -100,8 +100,8 @@ def _histogram(card: Row) -> Chart | None:
     traces = [
         go.Scatter(x=middles, y=c, mode="lines", name=name, line={"width": 2, "shape": "hvh"}) for name, c in counts.items()
     ]
-    figure = plain_figure(traces, unit="answers")
-    figure["layout"]["xaxis"] = {"title": {"text": "raw score"}}
+    axes = {"xaxis": {"title": {"text": "raw score"}}, "yaxis": {"title": {"text": "answers"}}}
+    figure = dict(go.Figure(traces, layout={**axes, "template": None, "showlegend": True}).to_plotly_json())
     rows = tuple((f"{x:.2f}", *(f"{counts[name][i]:,.0f}" for name in counts)) for i, x in enumerate(middles))
     return Chart(
         id="score-histogram",

@@ -163,7 +163,7 @@ def compared_charts(a: RunView, b: RunView, names: tuple[str, str]) -> list[Char
             others=(),
             healthy=metric.healthy,
             what_to_do=metric.what_to_do,
-            figure=plain_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
+            figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share),
             description=". ".join(_words(name, *curve) for name, curve in curves.items()),
             table=_table(curves),
         )
@@ -190,7 +190,7 @@ def reliability_chart(bins: list[Mapping[str, Any]], ece: float | None) -> Chart
         line={"width": 1},
         hovertemplate=hover,
     )
-    figure = plain_figure([points, diagonal], unit="", is_share=True)
+    figure = _figure([points, diagonal], unit="", is_share=True)
     figure["layout"]["xaxis"] = {"title": {"text": "confidence"}, "tickformat": ".0%", "range": [0.48, 1.02]}
     figure["layout"]["yaxis"] = {
         "title": {"text": "share that is right"},
@@ -245,7 +245,7 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
         others=others,
         healthy=main.healthy,
         what_to_do=main.what_to_do,
-        figure=plain_figure(
+        figure=_figure(
             traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")
         ),
         description=". ".join(_words(key, *curve) for key, curve in curves.items()),
@@ -275,7 +275,7 @@ def _reference(name: str, steps: list[float], values: list[float]) -> go.Scatter
 _ACROSS = {"rounds": "round, 0 is the SFT model"}  # what a step is, where it has a name of its own
 
 
-def plain_figure(
+def _figure(
     traces: list[go.Scatter], *, unit: str, is_log: bool = False, is_share: bool = False, across: str = "step"
 ) -> dict[str, Any]:
     """A figure as plain JSON values, without Plotly's own template: the page lays its theme under it."""

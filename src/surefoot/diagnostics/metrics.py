@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
 
 _KINDS = {
-    "ppo": PPO + PPO_HEALTH + PPO_SOURCES + DRIFT,
+    "ppo": PPO + PPO_HEALTH + DRIFT,
     "sft": SFT,
     "reward": REWARD,
     "pairs": PAIRS,

@@ -121,7 +121,7 @@ def accuracy_by_margin(held: HeldOut, num_bins: int = 4) -> list[dict[str, Any]]
     if edges.size == 1:
         edges = np.array([edges[0], edges[0]])
     which = np.clip(np.searchsorted(edges, held.margins, side="right") - 1, 0, edges.size - 2)
-    names = [f"{edges[k]:.3g} to {edges[k + 1]:.3g}" for k in range(edges.size - 1)]
+    names = [f"{round(edges[k], 2):g} to {round(edges[k + 1], 2):g}" for k in range(edges.size - 1)]
     return [row for k, name in enumerate(names) if (row := _accuracy(held, which == k, name)) is not None]
 
 
