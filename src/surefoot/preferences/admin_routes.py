@@ -143,9 +143,10 @@ def _add_files(app: "FastAPI", desk: Desk) -> None:
                 path = Path(folder) / f"{name}.{kind}"
                 path.write_bytes(body)
                 try:
-                    return exchange.read(desk.store.path, path, f"import:{name}")
+                    said = exchange.read(desk.store.path, path, f"import:{name}")
                 except DataError as error:
                     raise Refused(str(error).replace(str(path), path.name)) from None
+                return said.replace(str(path), path.name).replace(str(desk.store.path), desk.store.path.name)
 
         return {"said": await asyncio.to_thread(read)}
 
