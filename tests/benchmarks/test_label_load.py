@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from label_parts.load import Load, run
 
@@ -10,7 +11,7 @@ FULL = os.environ.get("SUREFOOT_SOAK") == "1"
 
 
 def test_no_vote_is_lost_or_doubled_when_the_server_is_killed_under_load(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(__import__("sys").path))  # for annotators, which are processes
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for annotators, which are processes
     figures = run(Load(20, 10_000, 200, 0.25) if FULL else Load(annotators=4, votes=120, kills=4, think=0.05), tmp_path)
     assert figures["integrity_check"] == "ok"
     assert (figures["lost"], figures["doubled"], figures["refused"], figures["never_acknowledged"]) == (0, 0, 0, 0)

@@ -13,6 +13,7 @@ VERBS = (
     "demo",
     "sft",
     "pairs",
+    "label",
     "reward",
     "ppo",
     "control",

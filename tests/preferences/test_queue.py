@@ -220,3 +220,14 @@ def test_a_store_of_version_1_opens_with_all_that_is_in_it(tmp_path):
     with PreferenceStore.open(tmp_path / "new.db") as new, PreferenceStore.open(path) as store:
         query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
         assert store._connection.execute(query).fetchall() == new._connection.execute(query).fetchall()
+
+
+def test_who_wrote_the_answers_of_a_blind_comparison_is_never_told(store):
+    prompt = store.add_prompt("Which?")
+    answers = [store.add_answer(prompt, text, model=text) for text in ("first", "second", "third")]
+    store.add_pair(prompt, answers[0], answers[1], reason="compare 1a2b3c4d")
+    store.add_pair(prompt, answers[0], answers[2], reason="uncertainty")
+    queue = Queue(store, rng=random.Random(0))
+    blind, plain = queue.held(ANN, 2)
+    assert queue.models(blind.view) == (None, None)
+    assert set(queue.models(plain.view)) == {"first", "third"}

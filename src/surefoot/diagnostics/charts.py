@@ -245,9 +245,7 @@ def _chart(spec: ChartSpec, run: RunView, id: str) -> Chart | None:
         others=others,
         healthy=main.healthy,
         what_to_do=main.what_to_do,
-        figure=_figure(
-            traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")
-        ),
+        figure=_figure(traces, unit=spec.unit, is_log=spec.is_log, is_share=spec.is_share, across=_ACROSS.get(run.kind, "step")),
         description=". ".join(_words(key, *curve) for key, curve in curves.items()),
         table=_table(curves),
     )

@@ -12,7 +12,7 @@ from pydantic import Field
 from surefoot.errors import DataError, SurefootError
 from surefoot.preferences.accounts import Role
 from surefoot.preferences.app import Desk, language_of
-from surefoot.preferences.overview import excerpt, overview, settle, take_out
+from surefoot.preferences.overview import excerpt, has_votes, overview, settle, take_out
 from surefoot.preferences.queue import Refused
 from surefoot.preferences.routes import Key, Posted, annotator_of
 from surefoot.preferences.votes import Choice
@@ -94,7 +94,7 @@ def _add_people(app: "FastAPI", desk: Desk) -> None:
     @app.post("/api/admin/votes")
     def withdraw(request: Request, posted: PostedSource) -> dict[str, str]:
         """One annotator's votes out, or back in."""
-        if posted.source not in {worker.source for worker in overview(desk.queue, desk.accounts).workers}:
+        if not has_votes(desk.store, posted.source):
             raise Refused(f"nobody votes as {posted.source[:80]!r} in this store.")
         take_out(desk.store, posted.source, annotator_of(request.scope).source, out=posted.out)
         desk.queue.forget_places()
@@ -143,9 +143,10 @@ def _add_files(app: "FastAPI", desk: Desk) -> None:
                 path = Path(folder) / f"{name}.{kind}"
                 path.write_bytes(body)
                 try:
-                    return exchange.read(desk.store.path, path, f"import:{name}")
+                    said = exchange.read(desk.store.path, path, f"import:{name}")
                 except DataError as error:
                     raise Refused(str(error).replace(str(path), path.name)) from None
+                return said.replace(str(path), path.name).replace(str(desk.store.path), desk.store.path.name)
 
         return {"said": await asyncio.to_thread(read)}
 

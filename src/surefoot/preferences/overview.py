@@ -185,6 +185,11 @@ def settle(store: PreferenceStore, pair: int, choice: str | None, by: str, key: 
             store.vote(pair, choice, source=by, kind="adjudication", idempotency_key=key)  # type: ignore[arg-type]
 
 
+def has_votes(store: PreferenceStore, source: str) -> bool:
+    with store.batch() as db:
+        return db.execute("SELECT 1 FROM votes WHERE source = ? LIMIT 1", (source,)).fetchone() is not None
+
+
 def take_out(store: PreferenceStore, source: str, by: str, *, out: bool) -> None:
     """Takes all votes of a source out of every count and every training, or puts them back: an event, like an undo."""
     with store.batch() as db:
