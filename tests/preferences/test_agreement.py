@@ -21,6 +21,7 @@ from surefoot.preferences.agreement import (
     cohen_kappa,
     krippendorff_alpha,
     length_bias,
+    opinions,
     position,
     position_bias,
     self_agreement,
@@ -115,6 +116,20 @@ def test_agreement_of_annotators_reads_first_votes_and_leaves_skips_and_imports_
     assert found.num_shared_pairs == 4
     assert found.kappas == {("human:x", "human:y"): 1.0}
     assert (found.nominal, found.ordinal) == (1.0, 1.0)
+
+
+def test_who_settled_a_pair_is_no_opinion_on_it():
+    votes = [
+        vote(1, "a"),
+        vote(1, "b", "bea"),
+        vote(1, "a", "bea", kind="adjudication"),
+        vote(2, "b", "bea", kind="adjudication"),
+    ]
+    seen = opinions(votes)
+    assert {name: {pair: one.choice for pair, one in by.items()} for name, by in seen.items()} == {
+        "human:ann": {1: "a"},
+        "human:bea": {1: "b"},
+    }
 
 
 def test_agreement_of_nobody_is_not_defined():

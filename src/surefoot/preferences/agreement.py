@@ -29,10 +29,10 @@ def is_person(source: str) -> bool:
 
 
 def opinions(votes: Iterable[Vote]) -> dict[str, dict[int, Vote]]:
-    """Each annotator's first vote on each pair, skips left out: source -> pair -> vote."""
+    """Each annotator's first vote on each pair, skips and adjudications left out: source -> pair -> vote."""
     found: dict[str, dict[int, Vote]] = defaultdict(dict)
     for vote in votes:
-        if is_person(vote.source) and vote.choice != "skip":
+        if is_person(vote.source) and vote.choice != "skip" and vote.kind != "adjudication":
             found[vote.source].setdefault(vote.pair, vote)
     return dict(found)
 

@@ -1,0 +1,162 @@
+"""The section `ppo`: objective, tether, critic, reward, sizes, and what stops a run. Names are those of TRL and OpenAI's PPO."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat as ZeroOrMore
+from pydantic import NonNegativeInt as ZeroOrMoreInt
+
+from surefoot.config_base import OptimizerConfig, Rule, Scheduler, UnitInterval
+
+
+class PPOConfig(OptimizerConfig):
+    # objective
+    objective: Literal["clip", "penalty", "policy_gradient"] = "clip"
+    cliprange: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="epsilon of 8.3.3")
+    cliprange_high: PositiveFloat | None = Field(None, description="upper epsilon; default: cliprange")
+    beta: ZeroOrMore = Field(1.0, description="beta of 8.3.4: weight of KL(pi_old || pi_theta), 1/nat")
+    beta_controller: Rule = "fixed"
+    beta_estimator: Literal["exact", "k1", "k3"] = "exact"
+    beta_target: PositiveFloat = Field(0.01, description="d_target of 8.3.4, nats a step")
+    beta_rate: PositiveFloat = Field(10.0, description="alpha of 8.3.4, 1/nat (exponential)")
+    beta_horizon: PositiveInt = Field(10_000, description="steps (proportional)")
+    target_kl: PositiveFloat | None = Field(None, description="stop the update above 1.5 times this KL(old || new), nats a step")
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    # the tether to the reference
+    kl_coef: ZeroOrMore = Field(0.05, description="eta of 8.3.5: weight of the KL between policy and SFT model, 1/nat")
+    kl_controller: Rule = "fixed"
+    kl_target: PositiveFloat = Field(6.0, description="nats a sequence")
+    kl_horizon: PositiveInt = Field(10_000, description="episodes (proportional)")
+    kl_rate: PositiveFloat = Field(0.01, description="1/nat (exponential)")
+    kl_estimator: Literal["exact", "k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_direction: Literal["policy_sft", "sft_policy"] = "policy_sft"
+    kl_max: PositiveFloat | None = Field(None, description="stop with exit 3 when the mean KL a sequence passes this, nats")
+    # critic
+    critic: Literal["detached", "shared", "adapter", "model"] = Field(
+        "detached", description="a head on the policy's states without or with gradient into them, its own adapter, its own model"
+    )
+    critic_layer: PositiveInt | None = Field(
+        None, description="layer the value head reads (1 = after the first block); default: the last"
+    )
+    critic_learning_rate: PositiveFloat | None = Field(None, description="default: learning_rate")
+    critic_warmup_steps: ZeroOrMoreInt = Field(0, description="updates in which only the critic learns")
+    vf_coef: ZeroOrMore = Field(1.0, description="weight of the value loss, which carries the factor 1/2")
+    cliprange_value: PositiveFloat | None = Field(None, description="clip of V around the rollout's values, in the reward's unit")
+    gamma: UnitInterval = 1.0
+    lam: UnitInterval = 0.95
+    bootstrap_cut: bool = Field(
+        False, description="an answer cut by length bootstraps from V of the cut state; default: it is terminal"
+    )
+    ent_coef: ZeroOrMore = 0.0
+    # reward
+    missing_eos_penalty: ZeroOrMore = Field(0.0, description="subtracted from answers cut by length")
+    length_penalty: float = Field(0.0, description="subtracted a token of the answer")
+    reward_scale: Literal["none", "running"] = Field(
+        "none", description="running: divide by the running deviation, the mean kept"
+    )
+    reward_clip: PositiveFloat | None = None
+    whiten_rewards: bool = Field(False, description="scale the tethered rewards of a batch to variance 1, the mean kept")
+    whiten_advantages: bool = True
+    # sizes
+    total_episodes: PositiveInt = 1_000
+    rollout_batch_size: PositiveInt = Field(64, description="rows of a rollout: prompts times samples")
+    num_samples_per_prompt: PositiveInt = 1
+    num_ppo_epochs: PositiveInt = 4
+    num_mini_batches: PositiveInt = 1
+    micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
+    start: str | None = Field(
+        None, description="run folder of an earlier PPO on this model: policy and critic go on from there, the tether stays"
+    )
+    max_skipped_steps: PositiveInt = Field(5, description="non-finite steps in a row before the run counts as diverged")
+    max_rollbacks: ZeroOrMoreInt = Field(
+        1, description="times a diverged run goes back to its last checkpoint, with other seeds, before it stops with exit 3"
+    )
+    ratio_max: PositiveFloat | None = Field(1e6, description="stop with exit 3 when a ratio of an update passes this")
+    grad_norm_max: PositiveFloat | None = Field(
+        1e6, description="stop with exit 3 when an update's mean gradient norm, before clipping, passes this"
+    )
+    alarms: Literal["off", "warn", "stop"] = Field(
+        "warn", description="drift alarms (docs/trust.md): events and report, or stop with exit 3"
+    )
+    alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
+    alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
+    alarm_reward_length: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.7, description="correlation of reward with length, either way"
+    )
+    alarm_entropy: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="entropy below this share of the start's")
+    alarm_kl: PositiveFloat = Field(25.0, description="KL to the SFT model, nats a sequence")
+    alarm_fluency: PositiveFloat = Field(1.0, description="fall of an answer's log-prob under the SFT model, nats a token")
+    save_every: PositiveInt = Field(1, description="updates between checkpoints")
+    learning_rate: PositiveFloat = 1e-4
+    lr_scheduler: Scheduler = "constant"
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts in the run: total_episodes over rollout_batch_size, rounded up."""
+        return -(-self.total_episodes // self.rollout_batch_size)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        rows = self.rollout_batch_size
+        allowed = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        if rows % self.num_mini_batches:
+            raise ValueError(
+                f"num_mini_batches = {self.num_mini_batches} does not divide the {rows} rows of a rollout. Use one of {allowed}."
+            )
+        if rows % self.num_samples_per_prompt:
+            raise ValueError(
+                f"num_samples_per_prompt = {self.num_samples_per_prompt} does not divide the {rows} rows of a rollout. "
+                f"Use one of {allowed}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        if self.alarms == "off":
+            limits = tuple(name for name in type(self).model_fields if name.startswith("alarm_"))
+            self.refuse_without_effect(limits, 'alarms = "off"')
+        if self.objective == "policy_gradient":
+            self.refuse_without_effect(("ratio_max",), 'objective = "policy_gradient" has no ratio')
+        if self.objective != "clip":
+            self.refuse_without_effect(("cliprange", "cliprange_high"), f'objective = "{self.objective}" does not clip the ratio')
+        if self.objective != "penalty":
+            names = ("beta", "beta_controller", "beta_estimator", "beta_target", "beta_rate", "beta_horizon")
+            self.refuse_without_effect(names, f'objective = "{self.objective}" has no beta')
+        _refuse_rule_settings(self, "beta", self.beta_controller)
+        _refuse_rule_settings(self, "kl", self.kl_controller)
+        if self.kl_controller == "proportional" and self.rollout_batch_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon = {self.kl_horizon} is too short for rollouts of {self.rollout_batch_size} answers: one step of the "
+                f"rule could make kl_coef 0. Use {self.rollout_batch_size // 5 + 1} or more."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tether(self) -> Self:
+        allowed = (
+            "Allowed: kl_in reward with policy_sft and exact, k1, k2 or k3; kl_in loss with policy_sft and exact or k2; "
+            "kl_in loss with sft_policy and exact."
+        )
+        if self.kl_direction == "sft_policy" and (self.kl_in, self.kl_estimator) != ("loss", "exact"):
+            raise ValueError(
+                f"kl_direction = 'sft_policy' with kl_in = {self.kl_in!r} and kl_estimator = {self.kl_estimator!r}: "
+                "KL(SFT || policy) is an expectation under the SFT model, which the policy's samples cannot estimate, "
+                f"and it is no cost of an action. {allowed}"
+            )
+        if self.kl_in == "loss" and self.kl_direction == "policy_sft" and self.kl_estimator in ("k1", "k3"):
+            why = {
+                "k1": "over the policy's own samples its expected gradient is zero",
+                "k3": "over the policy's own samples its gradient is that of KL(SFT || policy)",
+            }
+            raise ValueError(f"kl_in = 'loss' with kl_estimator = {self.kl_estimator!r}: {why[self.kl_estimator]}. {allowed}")
+        return self
+
+
+def _refuse_rule_settings(cfg: PPOConfig, prefix: str, rule: str) -> None:
+    """Refuses the targets, rates and horizons that the chosen coefficient rule does not read."""
+    used = {"fixed": (), "exponential": ("target", "rate"), "doubling": ("target",), "proportional": ("target", "horizon")}[rule]
+    unused = tuple(f"{prefix}_{name}" for name in ("target", "rate", "horizon") if name not in used)
+    cfg.refuse_without_effect(unused, f'{prefix}_controller = "{rule}" does not read it')
