@@ -91,6 +91,7 @@ class MiniLMJudge:
 
         pins = f"{pinned_hash('minilm')[:8]}-{pinned_hash('ratings')[:8]}"
         folder = folder or build_once(f"minilm-judge-{pins}-{_LAYOUT}", _fetch_and_fit)
+        self.encoder_folder = folder  # MiniLM itself, as AutoModel loads it
         self._encoder = _Encoder(folder)
         if split != "judge":
             folder = build_once(
