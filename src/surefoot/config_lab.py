@@ -25,7 +25,7 @@ class OveroptimizeConfig(Section):
         "stands for the seed",
     )
     join: tuple[str, ...] = Field(
-        (), description="run folders of this study with other seeds: nothing is trained, they are put together"
+        (), description="finished run folders with other seeds or variants of a study: nothing is trained, they are put together"
     )
     eval_every: PositiveInt = Field(2, description="updates between two looks at the held-out prompts; the last update is one")
     num_prompts: Annotated[int, Field(ge=2)] = Field(64, description="held-out prompts, one answer to each at a look")
@@ -54,8 +54,8 @@ class OveroptimizeConfig(Section):
             if names.count(name) > 1:
                 raise ValueError(f"variants: {name!r} stands twice. Give each variant a name of its own.")
         if self.join:
-            unread = ("num_seeds", "models", "eval_every", "num_prompts", "best_of", *VARIED)
-            self.refuse_without_effect(unread, "join trains nothing; the runs that it names were measured with their own")
+            unread = ("variants", "num_seeds", "models", "eval_every", "num_prompts", "best_of", *VARIED)
+            self.refuse_without_effect(unread, "join trains nothing; what it names was measured already")
         if self.num_seeds > 1 and self.models is not None and "{seed}" not in self.models:
             raise ValueError(
                 f"models = {self.models!r} names one folder for {self.num_seeds} seeds. Write {{seed}} where the seed stands."

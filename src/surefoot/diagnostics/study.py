@@ -307,17 +307,31 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def joined(studies: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Studies of the same variants with other seeds, as one; `names` are said where they do not fit.
+    """Parts of a study as one: other seeds, other variants, or both; `names` are said where they do not fit.
 
-    Raises: DataError where variants or judges differ, or a seed stands in two.
+    The variants stand in the order in which the parts name them, so that the first part's first is the one that others are
+    compared with.
+
+    Raises: DataError where the judges differ, a variant's settings or a seed's pools do, one stands twice, or one is missing.
     """
-    first = studies[0]
+    first, variants, seeds = studies[0], dict[str, Any](), dict[int, dict[str, Any]]()
     for study, name in zip(studies, names, strict=True):
-        for key, what in (("variants", "other variants"), ("judges", "other judges"), ("main", "another main judge")):
-            if study[key] != first[key]:
-                raise DataError(f"overoptimize.join: {name} has {what} than {names[0]}. Join runs of one study alone.")
-    seeds = [seed for study in studies for seed in study["seeds"]]
-    numbers = [seed["seed"] for seed in seeds]
-    if twice := [number for number in numbers if numbers.count(number) > 1]:
-        raise DataError(f"overoptimize.join: seed {twice[0]} stands in two of the runs. Give each run seeds of its own.")
-    return {**first, "seeds": seeds}
+        if (study["judges"], study["main"]) != (first["judges"], first["main"]):
+            raise DataError(f"overoptimize.join: {name} was judged by others than {names[0]}. Join parts of one study alone.")
+        for variant in study["variants"]:
+            if variants.setdefault(variant["name"], variant) != variant:
+                raise DataError(f"overoptimize.join: {variant['name']} has other settings in {name}. Give it another name.")
+        for seed in study["seeds"]:
+            own = seeds.setdefault(seed["seed"], {"seed": seed["seed"], "pool": seed["pool"], "variants": {}})
+            if own["pool"] != seed["pool"]:
+                raise DataError(
+                    f"overoptimize.join: {name} has other answers of the SFT model than another part with seed {seed['seed']}. "
+                    "Join parts with one SFT model, one overoptimize.best_of and one overoptimize.num_prompts."
+                )
+            if twice := [variant for variant in seed["variants"] if variant in own["variants"]]:
+                raise DataError(f"overoptimize.join: {twice[0]} of seed {seed['seed']} stands in {name} and in another part.")
+            own["variants"] |= seed["variants"]
+    for number, own in seeds.items():
+        if missing := [variant for variant in variants if variant not in own["variants"]]:
+            raise DataError(f"overoptimize.join: no part has {missing[0]} of seed {number}. Train it, or leave the seed out.")
+    return {**first, "variants": list(variants.values()), "seeds": [seeds[number] for number in sorted(seeds)]}
