@@ -19,6 +19,7 @@ from surefoot.lm.roles import LanguageActorCritic
 from surefoot.rewards.ensemble import load_reward
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.http import HttpReward
+from surefoot.rewards.model import text_judge
 from surefoot.rewards.novelty import FILE as NOVELTY
 from surefoot.rewards.novelty import TrainedOn
 from surefoot.rewards.verifiable import verifiable
@@ -28,6 +29,7 @@ from surefoot.runs.stop import STOP
 from surefoot.stages.answers import Author
 from surefoot.stages.compare import CompareParts
 from surefoot.stages.evaluate import EvaluateParts
+from surefoot.stages.held_out import HeldOut, HeldOutPlan
 from surefoot.stages.judging import Judge
 from surefoot.stages.pairs import Annotator, PairsParts
 from surefoot.stages.ppo_lm import PPOParts
@@ -133,6 +135,7 @@ def build_ppo(
     prompts: Rows | None = None,
     reward: Any = None,
     judges: Mapping[str, Judge] | None = None,
+    held_out: HeldOutPlan | None = None,
 ) -> PPOParts:
     backbone = backbone_of(model, cfg.model)
     chosen = prompts_of(cfg, backbone, prompts if prompts is not None else cfg.data.prompts, "data.prompts", say)
@@ -165,7 +168,12 @@ def build_ppo(
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     every = sum(p.numel() for p in policy.parameters())
     say(f"policy: {trained / 1e6:.2f} M trainable weights of {every / 1e6:.1f} M; {len(chosen)} prompts")
-    return PPOParts(policy, engine_of(cfg, policy.backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
+    looked_at = None
+    if held_out is not None:
+        looked_at = HeldOut(held_out, prompts_of(cfg, backbone, held_out.prompts, "data.eval_prompts", say), cfg)
+    engine = engine_of(cfg, policy.backbone, policy.policy_adapter)
+    asked = judges if judges is not None else judges_of(cfg)
+    return PPOParts(policy, engine, source, chosen, asked, held_out=looked_at)
 
 
 def build_evaluate(
@@ -334,15 +342,20 @@ def _named_source(cfg: Config, backbone: Backbone, source: str) -> RewardSource:
 
 
 def judges_of(cfg: Config) -> dict[str, Judge]:
-    """The judges of evaluate.judges by name: embedded ones, or functions of texts."""
+    """The judges of evaluate.judges by name: embedded ones, functions of texts, or reward models' folders."""
     out: dict[str, Judge] = {}
     for name in cfg.evaluate.judges:
         if name in NAMED_JUDGES:
             out[name] = named_judge(name)
+        elif Path(name).is_dir():
+            out[source_names([name])[0]] = text_judge(Path(name))
         elif ":" in name:
             out[name.partition(":")[2]] = load_function(name)
         else:
-            raise ConfigError(f"evaluate.judges: no judge {name!r}. Name {', '.join(NAMED_JUDGES)}, or module:function.")
+            raise ConfigError(
+                f"evaluate.judges: no judge {name!r}. Name {', '.join(NAMED_JUDGES)}, module:function, or a reward model's "
+                "folder."
+            )
     return out
 
 
@@ -365,16 +378,16 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
         "reward": (2 * cfg.reward.micro_batch_size, 256),
     }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
     plan = [("backbone", sizes.total * (4 if full else width))]
-    if verb in ("sft", "ppo", "demo", "rounds") or (
+    if verb in ("sft", "ppo", "demo", "rounds", "overoptimize") or (
         verb == "reward" and cfg.reward.method != "head"
     ):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
         plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
-    if verb in ("ppo", "demo", "rounds") and full:
+    if verb in ("ppo", "demo", "rounds", "overoptimize") and full:
         plan += [("frozen reference", sizes.total * 4)]
-    if verb in ("ppo", "demo", "rounds") and cfg.ppo.critic == "model":
+    if verb in ("ppo", "demo", "rounds", "overoptimize") and cfg.ppo.critic == "model":
         plan += [("critic model with gradients and moments", sizes.total * 16)]
-    if verb in ("ppo", "demo", "rounds", "pairs", "evaluate", "compare"):
+    if verb in ("ppo", "demo", "rounds", "overoptimize", "pairs", "evaluate", "compare"):
         plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
     if verb in ("evaluate", "compare"):
         plan += [("model to compare with", sizes.total * width)]

@@ -32,6 +32,7 @@ STAGES = {
     "evaluate": "surefoot.stages.evaluate",
     "rounds": "surefoot.stages.rounds",
     "compare": "surefoot.stages.compare",
+    "overoptimize": "surefoot.stages.overoptimize",
 }
 
 SETTINGS_HELP = (
@@ -52,6 +53,7 @@ VERB_OPTIONS = {
     "demo": ("preset",),
     "control": ("record", "seeds"),
     "rounds": ("preset", "wait"),
+    "overoptimize": ("preset",),
     "compare": ("people", "store", "wait"),
 }
 
@@ -164,6 +166,21 @@ def rounds(
 ) -> None:
     """Rounds: the policy's answers are judged, the reward model learns from all votes so far, PPO goes on."""
     _train("rounds", words, out, resume, dry_run, preset=preset, wait=wait)
+
+
+@app.command(context_settings=FORWARD)
+def overoptimize(
+    words: Words = None,
+    preset: Annotated[
+        Literal["default", "tiny"] | None,
+        typer.Option(help="default: the demo's film reviews; tiny: a minute, on a model made on the spot."),
+    ] = None,
+    out: Out = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """How far a reward model can be optimised before judges fall: PPO and best-of-n over sqrt(KL), laws fitted, where to stop."""
+    _train("overoptimize", words, out, resume, dry_run, preset=preset)
 
 
 @app.command(context_settings=FORWARD)

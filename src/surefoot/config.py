@@ -14,6 +14,7 @@ from pydantic import NonNegativeFloat as ZeroOrMore
 from pydantic import NonNegativeInt as ZeroOrMoreInt
 
 from surefoot.config_base import OptimizerConfig, Rule, Section, Share
+from surefoot.config_lab import OveroptimizeConfig
 from surefoot.config_ppo import PPOConfig
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluateConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "OveroptimizeConfig",
     "PPOConfig",
     "PairsConfig",
     "RewardConfig",
@@ -238,7 +240,9 @@ def is_url(source: str) -> bool:
 
 class EvaluateConfig(Section):
     num_prompts: PositiveInt = Field(256, description="held-out prompts, one answer of each model to each")
-    judges: tuple[str, ...] = Field((), description="vader, minilm, gold (the tiny world's), or module:function of texts")
+    judges: tuple[str, ...] = Field(
+        (), description="vader, minilm, gold (the tiny world's), module:function of texts, or a reward model's folder"
+    )
     best_of: ZeroOrMoreInt = Field(0, description="n of the best-of-n baseline; 0: off")
     against: str | None = Field(None, description="model to compare with, for example runs/sft/final")
 
@@ -340,6 +344,7 @@ class Config(Section):
     control: ControlConfig = ControlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     rounds: RoundsConfig = RoundsConfig()
+    overoptimize: OveroptimizeConfig = OveroptimizeConfig()
 
     @model_validator(mode="after")
     def _check_critic(self) -> Self:

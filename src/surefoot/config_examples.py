@@ -34,6 +34,11 @@ OWN: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "evaluate": {"judges": ("vader",)},
     },
     "compare": {"data": {"eval_prompts": "held-out-prompts.jsonl"}, "evaluate": {"judges": ("vader",)}},
+    "overoptimize": {
+        "data": {"train": "preferences.jsonl", "prompts": "prompts.jsonl", "eval_prompts": "held-out-prompts.jsonl"},
+        "model": {"name": "runs/sft/final"},
+        "evaluate": {"judges": ("vader",)},
+    },
     "control": {"control": {"env": "CartPole-v1"}},
 }
 
@@ -44,6 +49,7 @@ ABOUT = {
     "ppo": "PPO. data.prompts holds {prompt}, one a line; reward_source.source is a reward model's folder or module:function.",
     "rounds": "Rounds of answers, votes, reward model and PPO. People vote with surefoot label; docs/rounds.md has the loop.",
     "compare": "Two models' answers to the same held-out prompts, by named judges or, with --people, by people.",
+    "overoptimize": "How far a reward can be optimised before judges fall; the last one named decides. docs/overoptimization.md.",
     "control": "PPO in a Gymnasium environment; the defaults are Stable-Baselines3's. docs/control.md has recipes.",
     "evaluate": "A model against another on held-out prompts, by judges that were never trained on.",
 }

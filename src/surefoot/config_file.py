@@ -35,6 +35,7 @@ VERB_SECTIONS = {
     "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and trains its own reward model
     "rounds": ("model", "data", "sft", "pairs", "reward", "rollout", "ppo", "evaluate", "reward_source", "rounds"),
     "compare": ("model", "data", "rollout", "evaluate"),
+    "overoptimize": ("model", "data", "sft", "reward", "reward_source", "rollout", "ppo", "evaluate", "overoptimize"),
     "control": ("control", "ppo"),
 }
 
@@ -47,6 +48,7 @@ VERB_DATA = {
     "evaluate": ("eval_prompts", "long_prompts"),
     "rounds": ("prompts", "eval_prompts", "long_prompts", "validation", "validation_share"),
     "compare": ("eval_prompts", "long_prompts"),
+    "overoptimize": ("train", "validation", "validation_share", "prompts", "eval_prompts", "long_prompts"),
 }
 
 # Settings of a section that a verb reads, which it does not read, and why.
@@ -65,11 +67,17 @@ VERB_UNREAD = {
         **dict.fromkeys(("model.name", "evaluate.against"), _TWO_WORDS),
         "evaluate.best_of": "no reward tells the best of n answers",
     },
+    "overoptimize": {
+        "evaluate.num_prompts": "overoptimize.num_prompts says how many",
+        "evaluate.best_of": "overoptimize.best_of says how many answers",
+        **dict.fromkeys(("evaluate.against", "ppo.start"), "every variant begins from the SFT model"),
+    },
 }
 
 PRESETS = {
     "demo": {"default": "demo.yaml", "tiny": "demo-tiny.yaml"},
     "rounds": {"default": "rounds.yaml", "tiny": "rounds-tiny.yaml"},
+    "overoptimize": {"default": "overoptimize.yaml", "tiny": "overoptimize-tiny.yaml"},
     "control": {"default": "control.yaml"},
 }
 
@@ -93,6 +101,20 @@ def load_config(
     settings = {setting.path: setting for layer in layers for setting in layer}
     _refuse_unread(list(settings.values()), verb)
     return _validate(settings)
+
+
+def changed(cfg: Config, words: Sequence[str], *, verb: str, where: str) -> Config:
+    """`cfg` with settings written over it, each "ppo.kl_coef=0"; checked as if all had been written together.
+
+    Raises: ConfigError, as `load_config` does; `where` says in it where the words stand.
+    """
+    if loose := next((word for word in words if "=" not in word), None):
+        raise ConfigError(f"{where}: {loose!r} is no setting. Write for example ppo.kl_coef=0, without spaces.")
+    over = _overrides([f"--{word}" for word in words], where)
+    _refuse_unknown(over, verb, ())
+    _refuse_unread(over, verb)
+    base = settings_of(dump_config(cfg, verb=verb), where)
+    return _validate({setting.path: setting for setting in (*base, *over)})
 
 
 def dump_config(cfg: Config, *, verb: str | None = None, comments: bool = False) -> str:
@@ -153,7 +175,7 @@ def _preset(verb: str, name: str) -> list[Setting]:
     return settings_of(text, f"preset {name}")
 
 
-def _overrides(tokens: Sequence[str]) -> list[Setting]:
+def _overrides(tokens: Sequence[str], where: str = COMMAND_LINE) -> list[Setting]:
     """`--a.b VALUE`, `--a.b=VALUE` or `a.b=VALUE`, as settings."""
     found: dict[tuple[str, ...], Setting] = {}
     rest = list(tokens)
@@ -162,30 +184,28 @@ def _overrides(tokens: Sequence[str]) -> list[Setting]:
         name, equals, text = token.removeprefix("--").partition("=")
         if not equals:
             if not token.startswith("--"):
-                raise ConfigError(f"{COMMAND_LINE}: {token!r} is no setting. Write for example --ppo.cliprange 0.1.")
+                raise ConfigError(f"{where}: {token!r} is no setting. Write for example --ppo.cliprange 0.1.")
             if rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             elif name in fields():
-                raise ConfigError(f"{COMMAND_LINE}: --{name} has no value. Write --{name} VALUE.")
+                raise ConfigError(f"{where}: --{name} has no value. Write --{name} VALUE.")
         path = tuple(name.replace("-", "_").split("."))
         if path in found:
-            raise ConfigError(f"{COMMAND_LINE}: {'.'.join(path)} is given twice. Remove one of the two.")
-        found[path] = _override(path, text)
+            raise ConfigError(f"{where}: {'.'.join(path)} is given twice. Remove one of the two.")
+        found[path] = _override(path, text, where)
     return list(found.values())
 
 
-def _override(path: tuple[str, ...], text: str) -> Setting:
+def _override(path: tuple[str, ...], text: str, where: str) -> Setting:
     """One override. Where the schema asks for text, the words are taken as they stand: `--model.name 7b` needs no quotes."""
     info = fields().get(".".join(path))
     types = kinds(info.annotation) if info is not None else set()
     if types - {type(None)} == {str} and not (type(None) in types and text in ("null", "~", "")):
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-        return Setting(path, parse_value(text, COMMAND_LINE) if quoted else text, COMMAND_LINE, text)
+        return Setting(path, parse_value(text, where) if quoted else text, where, text)
     if info is not None and tuple in types and not text.lstrip().startswith("["):
-        return Setting(
-            path, [text if kinds(item_type(info.annotation)) == {str} else parse_value(text, COMMAND_LINE)], COMMAND_LINE, text
-        )
-    return Setting(path, parse_value(text, COMMAND_LINE), COMMAND_LINE, text)
+        return Setting(path, [text if kinds(item_type(info.annotation)) == {str} else parse_value(text, where)], where, text)
+    return Setting(path, parse_value(text, where), where, text)
 
 
 def _refuse_unknown(settings: Sequence[Setting], verb: str, options: Sequence[str]) -> None:

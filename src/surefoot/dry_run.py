@@ -75,6 +75,16 @@ def sizes(cfg: Config, verb: str) -> list[str]:
                 f"{cfg.rounds.num_rounds} rounds, each with {each} pairs to judge, from answers to {count} prompts",
                 *sizes(cfg, "ppo"),
             ]
+        case "overoptimize":
+            lab, looks = cfg.overoptimize, -(-cfg.ppo.num_updates // cfg.overoptimize.eval_every)
+            if lab.join:
+                return [f"{len(lab.join)} runs are put together; nothing is trained"]
+            return [
+                f"{len(lab.variants)} variants x {lab.num_seeds} seeds of PPO, each with about {looks} looks at "
+                f"{lab.num_prompts} held-out prompts",
+                f"best-of-n: {lab.num_prompts * lab.best_of} answers of the SFT model a seed",
+                *sizes(cfg, "ppo"),
+            ]
         case "compare":
             return [
                 f"{cfg.evaluate.num_prompts} prompts, one answer of each model, at most {cfg.rollout.response_length} tokens each"

@@ -20,6 +20,7 @@ VERBS = (
     "evaluate",
     "rounds",
     "compare",
+    "overoptimize",
     "report",
     "chat",
     "doctor",

@@ -161,7 +161,7 @@ def test_every_setting_can_be_said_in_words():
 
 def test_an_example_file_exists_for_every_verb_that_trains():
     folder = Path(__file__).parents[2] / "configs"
-    verbs = {"sft", "pairs", "reward", "ppo", "control", "evaluate", "demo", "rounds", "compare"}
+    verbs = {"sft", "pairs", "reward", "ppo", "control", "evaluate", "demo", "rounds", "compare", "overoptimize"}
     assert {path.stem for path in folder.glob("*.yaml")} == verbs
 
 

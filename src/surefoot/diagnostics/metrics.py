@@ -9,6 +9,7 @@ from __future__ import annotations
 from surefoot.diagnostics.metric_tables import Metric
 from surefoot.diagnostics.metric_tables.control import CONTROL
 from surefoot.diagnostics.metric_tables.drift import DRIFT
+from surefoot.diagnostics.metric_tables.held_out import HELD_OUT
 from surefoot.diagnostics.metric_tables.ppo import PPO
 from surefoot.diagnostics.metric_tables.ppo_health import PPO_HEALTH
 from surefoot.diagnostics.metric_tables.rounds import COMPARE, ROUNDS
@@ -19,7 +20,7 @@ from surefoot.diagnostics.metric_tables.verdict import EVALUATION, VERDICT
 __all__ = ["GROUPS", "METRICS", "Metric", "find_metric", "is_known", "known_keys", "metrics_page", "verdict_keys"]
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
-    "PPO for language models": PPO + PPO_HEALTH + PPO_SOURCES + DRIFT,
+    "PPO for language models": PPO + PPO_HEALTH + PPO_SOURCES + DRIFT + HELD_OUT,
     "Supervised fine-tuning": SFT,
     "Reward model": REWARD,
     "Pairs": PAIRS,
@@ -33,7 +34,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
 
 _KINDS = {
-    "ppo": PPO + PPO_HEALTH + DRIFT,
+    "ppo": PPO + PPO_HEALTH + DRIFT + HELD_OUT,
     "sft": SFT,
     "reward": REWARD,
     "pairs": PAIRS,

@@ -24,6 +24,7 @@ from surefoot.diagnostics.charts import Chart, charts, reliability_chart
 from surefoot.diagnostics.replay_view import replay_content
 from surefoot.diagnostics.run_view import ReportView, RunView, is_number, read_report_view
 from surefoot.diagnostics.samples import chosen_samples, step_samples
+from surefoot.diagnostics.study_view import study_view
 from surefoot.diagnostics.summaries import (
     alarm_sentences,
     best_of,
@@ -50,6 +51,7 @@ TITLES = {
     "evaluate": "Evaluation",
     "rounds": "Rounds",
     "compare": "Comparison",
+    "overoptimize": "Over-optimisation",
     "control": "PPO for control",
 }
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # no HTML file can hold these
@@ -106,6 +108,8 @@ def _content(view: ReportView) -> dict[str, Any]:
     ppo = view.stage("ppo")
     reward = view.stage("reward")
     held_out = reward.held_out if reward else {}
+    study = next((found for run in view.stages if (found := study_view(run.study)) is not None), None)
+    told += study.findings if study else ()
     samples = chosen_samples(evaluation.samples, judge=as_text((verdict or {}).get("judge", "judge"))) if evaluation else []
     return {
         "name": view.name,
@@ -119,6 +123,7 @@ def _content(view: ReportView) -> dict[str, Any]:
         "best_of": best_of(verdict) if verdict is not None else "",
         "stages": [_stage(run) for run in view.stages if run.metrics and (run.kind != "evaluate" or verdict is None)],
         "missing": _missing(view),
+        "study": study,
         "calibration": _calibration(verdict, held_out),
         "length_gaps": length_gaps(held_out),
         "card": card_view(reward.card) if reward else None,

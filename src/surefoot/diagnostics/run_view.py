@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 STAGES = ("sft", "pairs", "reward", "ppo", "evaluate")
 _ROUND = re.compile(r"-[0-9]{1,6}$")
 _FILES = ("metrics.jsonl", "manifest.json", "samples.jsonl", "config.yaml", "timings.jsonl", "replay.jsonl")
-_VERBS = {"ppo_lm": "ppo", "ppo_control": "control", "overoptimize": "ppo"}
+_VERBS = {"ppo_lm": "ppo", "ppo_control": "control"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class RunView:
     config: str | None
     card: Row = field(default_factory=dict)  # of a reward model
     replay: tuple[Row, ...] = ()
+    study: Row = field(default_factory=dict)  # of over-optimisation
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of the lines that hold a finite number under `key`; the line's number where `step` is missing."""
@@ -145,6 +146,7 @@ def _read_run(folder: Path, name: str, kind: str | None, problems: list[str]) ->
         config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
         card=_mapping(folder / "card.json", problems) or {},
         replay=_rows(folder / "replay.jsonl", problems),
+        study=_mapping(folder / "overoptimize.json", problems) or {},
     )
 
 

@@ -155,10 +155,31 @@ def load_reward_model(
             scorer.score.weight.copy_(_score_weight(folder))
         scorer.score.requires_grad_(False)
         return SharedRewardModel(scorer, facts, batch_size)
-    return _separate(folder, facts, backbone, batch_size)
+    return _separate(folder, facts, backbone.codec, batch_size)
 
 
-def _separate(folder: Path, facts: RewardFacts, backbone: Backbone, batch_size: int) -> SeparateRewardModel:
+def text_judge(folder: Path, batch_size: int = 32) -> Callable[[Sequence[str]], list[float]]:
+    """The reward model in `folder` as a judge of whole texts, in units of its deviation.
+
+    A text is closed with EOS where Surefoot trained the model, which has seen closed answers alone.
+
+    Raises: ModelError where the folder is no reward model of one label.
+    """
+    model = _separate(folder, read_facts(folder), None, batch_size)
+    end = list(model.codec.eos_ids[:1]) if (folder / SIDECAR).exists() else []
+
+    @torch.no_grad()
+    def judge(texts: Sequence[str]) -> list[float]:
+        rows = [[*model.text_row(text), *end][-model.codec.context :] for text in texts]
+        found: list[float] = normalised(_in_batches(model._raw, rows, batch_size), model.facts).tolist()
+        return found
+
+    return judge
+
+
+def _separate(folder: Path, facts: RewardFacts, policy: Codec | None, batch_size: int) -> SeparateRewardModel:
+    """`policy`: whose sampled ids it is to read; None: texts alone."""
+    named = "evaluate.judges" if policy is None else "reward_source.source"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -166,20 +187,19 @@ def _separate(folder: Path, facts: RewardFacts, backbone: Backbone, batch_size: 
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"reward_source.source = {str(folder)!r} cannot be loaded as a reward model: {first}") from error
+        raise ModelError(f"{named} = {str(folder)!r} cannot be loaded as a reward model: {first}") from error
     if model.config.num_labels != 1:
-        raise ModelError(f"reward_source.source = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
-    same = backbone.codec.has_ids_of(tokenizer)
+        raise ModelError(f"{named} = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
+    same = policy is not None and policy.has_ids_of(tokenizer)
     tokenizer.truncation_side = "left"  # a long prompt is cut at its beginning, so that the answer is read whole
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.pad_token_id
     if pad is None:
-        raise ModelError(
-            f"reward_source.source = {str(folder)!r} names no pad token, so answers cannot be scored together. Set pad_token."
-        )
+        raise ModelError(f"{named} = {str(folder)!r} names no pad token, so answers cannot be scored together. Set pad_token.")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad
+    fallback = policy.context if policy is not None else tokenizer.model_max_length
     # some models have more positions than may be used (RoBERTa's first two are padding's); the tokenizer knows
-    context = min(getattr(model.config, "max_position_embeddings", None) or backbone.codec.context, tokenizer.model_max_length)
+    context = min(getattr(model.config, "max_position_embeddings", None) or fallback, tokenizer.model_max_length)
     codec = Codec(
         tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain"
     )

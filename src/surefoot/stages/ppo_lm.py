@@ -22,6 +22,7 @@ from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.alarms import advice, alarm_metrics
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
+from surefoot.stages.held_out import HeldOut
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
 from surefoot.stages.ppo_state import Carried, Learner, check_limits, check_rollout, gone_back, last_good
@@ -42,6 +43,7 @@ class PPOParts:
     prompts: PromptSet
     judges: Mapping[str, Judge] = field(default_factory=dict)
     runtime: Runtime = field(default_factory=SingleRuntime)
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
     """The updates after `at`, as long as they go well."""
     ppo, policy, runtime = cfg.ppo, parts.policy, parts.runtime
     saved = at.update
+    if at.is_far:
+        return
     parts.engine.load_weights(runtime.full_weights(policy), at.update)
     for update in range(at.update + 1, ppo.num_updates + 1):
         clock = Clock()
@@ -127,6 +131,13 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         at, ringing = _watched(_moved(at, seen, stats, ppo, update, running), metrics, ppo)
         metrics |= alarm_metrics(ringing) if ppo.alarms != "off" else {}
         clock.lap("judges")
+        if parts.held_out is not None and parts.held_out.is_due(update, ppo.num_updates):
+            look = parts.held_out.look(policy, parts.engine, parts.reward, partial(_check_stop, folder, update))
+            metrics |= look.metrics
+            at = replace(at, is_far=look.is_far)
+            if folder is not None:
+                folder.samples(update, look.rows)
+            clock.lap("held_out")
         if folder is not None:
             folder.record(update, metrics)
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
@@ -138,11 +149,13 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         _ring(at, ringing, ppo, update, folder)
         check_limits(seen, stats, ppo, update, last_good(folder))  # before the save: no run is resumed behind what stopped it
         if folder is not None:
-            if update % ppo.save_every == 0 or update == ppo.num_updates or folder.stop_requested:
+            if update % ppo.save_every == 0 or update == ppo.num_updates or at.is_far or folder.stop_requested:
                 folder.save(update, learner.state(at))
                 saved = update
             folder.check_stop()
         yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps)
+        if at.is_far:
+            return
 
 
 def _is_stopping(folder: RunFolder | None) -> bool:
@@ -256,8 +269,10 @@ def _check_stop(folder: RunFolder | None, update: int) -> None:
 def inputs(parts: PPOParts, cfg: Config) -> dict[str, str]:
     """What the run was made from, as hashes for its manifest."""
     reward = source_digest(cfg.reward_source.every)
-    start = {} if cfg.ppo.start is None else {"start": hash_folder(Path(cfg.ppo.start) / "final")}
-    return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward, **start}
+    further = {} if cfg.ppo.start is None else {"start": hash_folder(Path(cfg.ppo.start) / "final")}
+    if parts.held_out is not None:
+        further["held_out"] = digest(parts.held_out.prompts.ids)
+    return {"model": parts.policy.backbone.fingerprint, "prompts": digest(parts.prompts.ids), "reward": reward, **further}
 
 
 def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> None:

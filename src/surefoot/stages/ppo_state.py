@@ -33,13 +33,17 @@ _OTHER_SEEDS = 104_729  # apart from each other by this, and so from the run's o
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What the loop carries, besides what a `Learner` holds. `rollbacks` counts over the whole run."""
+    """What the loop carries, besides what a `Learner` holds. `rollbacks` counts over the whole run.
+
+    `is_far`: the last look at held-out prompts found a KL at which the run is to end.
+    """
 
     update: int = 0
     beta: float = 0.0
     kl_coef: float = 0.0
     skipped_in_row: int = 0
     rollbacks: int = 0
+    is_far: bool = False
     watch: Watch = field(default_factory=Watch)
     running: RunningDeviation = field(default_factory=RunningDeviation)
 

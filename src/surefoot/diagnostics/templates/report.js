@@ -14,6 +14,7 @@
     };
     return {
       axis,
+      named: (name) => read(`--${name}`),
       muted: read("--muted"),
       layout: {
         font: { family: read("--sans"), size: 12, color: read("--muted") },
@@ -26,13 +27,22 @@
     };
   }
 
+  // A trace may name the colour it shares with others; a band is a wash of its colour.
+  function coloured(trace, look) {
+    const meta = trace.meta || {};
+    if (meta.role === "reference") return { ...trace, line: { dash: "dot", width: 1.5, color: look.muted } };
+    if (!meta.colour) return trace;
+    const color = look.named(meta.colour);
+    if (meta.role === "band") return { ...trace, fillcolor: `${color}26`, line: { ...trace.line, color } };
+    return { ...trace, line: { ...trace.line, color }, marker: { ...trace.marker, color } };
+  }
+
   function draw() {
     const look = theme();
     for (const [plot, figure] of figures) {
       const axis = (own) => ({ ...look.axis, ...own, title: { font: { size: 11 }, standoff: 6, ...(own && own.title) } });
       const layout = { ...look.layout, ...figure.layout, xaxis: axis(figure.layout.xaxis), yaxis: axis(figure.layout.yaxis) };
-      const traces = figure.data.map((trace) =>
-        trace.meta && trace.meta.role === "reference" ? { ...trace, line: { dash: "dot", width: 1.5, color: look.muted } } : trace);
+      const traces = figure.data.map((trace) => coloured(trace, look));
       Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true });
     }
     document.documentElement.dataset.drawn = "yes";
