@@ -72,6 +72,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     "interchange": ("config content interchange_formats lm preferences", ""),
     "interchange_formats": ("config content preferences", "pyarrow"),
     "doctor": (ALL, "torch"),
+    "doctor_rungs": (ALL, "torch"),
     "dry_run": (ALL, "torch"),
 }
 # a part may use what its row names, and these besides

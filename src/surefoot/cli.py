@@ -242,11 +242,19 @@ def chat(
 
 
 @app.command()
-def doctor() -> None:
-    """Is everything in place? Python, torch, threads, disk, memory, the cached model, and the arithmetic of the core."""
+def doctor(
+    up_to: Annotated[
+        Literal["arithmetic", "bandit", "echo", "demo"],
+        typer.Option(
+            help="The last rung to climb. arithmetic: core against numbers worked out by hand. bandit: PPO on two arms. echo: a "
+            "tiny language model learns to say one token (seconds). demo: the tiny demo (a minute)."
+        ),
+    ] = "echo",
+) -> None:
+    """Is everything in place, and does it work here? Checks, then a ladder of known problems up to the first that fails."""
     from surefoot.doctor import examine
 
-    raise typer.Exit(examine(typer.echo))
+    raise typer.Exit(examine(typer.echo, up_to))
 
 
 for verb in (cli_store.label, cli_store.import_, cli_store.export):

@@ -1,4 +1,4 @@
-"""`surefoot doctor`: is everything in place, and does the arithmetic hold on this machine? One line a check."""
+"""`surefoot doctor`: is everything in place, and does it work on this machine? One line a check, then a ladder of rungs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import importlib.util
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from surefoot.doctor_rungs import RUNGS, told
 from surefoot.launch import usable_cores
 
 NEEDED_DISK = 3 * 2**30  # the cached model, a run folder with two checkpoints, and room
@@ -38,15 +40,35 @@ class Finding:
         return f"{self.status}  {self.what}: {self.found}" + (f". {self.advice}" if self.advice else "")
 
 
-def examine(say: Callable[[str], object]) -> int:
-    """Says every finding as soon as it is known; 0 when none failed, else 1."""
+def examine(say: Callable[[str], object], up_to: str = "echo") -> int:
+    """Says every finding as soon as it is known, and climbs the ladder up to the rung `up_to`; 0 when nothing failed, else 1."""
     failed = 0
     for check in CHECKS:
         for finding in check():
             say(str(finding))
             failed += finding.status == "FAIL"
+    failed += not climb(say, up_to)
     say("all is well" if failed == 0 else f"{failed} {'thing needs' if failed == 1 else 'things need'} attention")
     return 1 if failed else 0
+
+
+def climb(say: Callable[[str], object], up_to: str) -> bool:
+    """Climbs the rungs in their order, to `up_to` or to the first that does not hold; whether all of them held."""
+    names = [rung.name for rung in RUNGS]
+    for number, rung in enumerate(RUNGS[: names.index(up_to) + 1], start=1):
+        began = time.perf_counter()
+        try:
+            holds, found = rung.climb()
+        except Exception as problem:  # whatever breaks here is this rung's finding
+            holds, found = False, told(problem)
+        where = f"rung {number}, {rung.name}"
+        if not holds:
+            say(str(Finding("FAIL", where, found, f"{rung.means} {rung.advice}")))
+            if later := names[number : names.index(up_to) + 1]:
+                say(f"stopped at {where}: {', '.join(later)} would stand on it")
+            return False
+        say(str(Finding("PASS", where, f"{found} ({time.perf_counter() - began:.1f} s)")))
+    return True
 
 
 def check_python() -> list[Finding]:
@@ -146,33 +168,6 @@ def check_extras() -> list[Finding]:
     return findings
 
 
-def check_arithmetic() -> list[Finding]:
-    """The four cells of the clip with values and slopes, and a generalised advantage, both worked out by hand."""
-    import torch
-
-    from surefoot.core.advantage import gae
-    from surefoot.core.surrogate import clipped_surrogate
-
-    ratio = torch.tensor([0.5, 1.5, 0.5, 1.5], dtype=torch.float64, requires_grad=True)
-    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
-    value = clipped_surrogate(ratio, advantages, epsilon=0.2)
-    (slope,) = torch.autograd.grad(value.sum(), ratio)
-    by_hand = torch.tensor([0.5, 1.2, -0.8, -1.5], dtype=torch.float64)
-    clip = torch.allclose(value, by_hand) and slope.tolist() == [1.0, 0.0, 0.0, -1.0]
-
-    # gamma 1/2, lam 1/2, rewards 1 2, V 4 2, terminal: delta = 1 + 1 - 4, 2 - 2; A = -2 + 0/4, 0
-    row = lambda *numbers: torch.tensor([numbers])  # noqa: E731
-    found = gae(row(1.0, 2.0), row(4.0, 2.0), row(2.0, 9.0), row(False, True), row(False, True), gamma=0.5, lam=0.5)
-    advantage = torch.allclose(found, row(-2.0, 0.0))
-    return [_verdict("clipped surrogate, four cells", clip), _verdict("generalised advantages, by hand", advantage)]
-
-
-def _verdict(what: str, right: bool) -> Finding:
-    if right:
-        return Finding("PASS", what, "right")
-    return Finding("FAIL", what, "wrong", "The installed torch computes wrongly, or the sources were changed; reinstall both")
-
-
 def _cache_root() -> Path:
     from surefoot.embedded.fetch import cache_root
 
@@ -194,5 +189,4 @@ CHECKS = (
     check_memory,
     check_embedded_model,
     check_extras,
-    check_arithmetic,
 )

@@ -189,7 +189,7 @@ def test_a_bug_leaves_as_it_is(stage):
 
 
 def test_a_bug_ends_the_process_with_a_traceback_and_status_1():
-    code = "import sys; sys.argv[1:] = ['doctor']; import surefoot.doctor as d; d.examine = lambda say: 1 / 0\n"
+    code = "import sys; sys.argv[1:] = ['doctor']; import surefoot.doctor as d; d.examine = lambda say, up_to: 1 / 0\n"
     code += "import surefoot.__main__ as m; sys.exit(m.main())"
     done = subprocess.run([sys.executable, "-c", code], env=SOURCES, capture_output=True, text=True, check=False)
     assert done.returncode == 1
