@@ -253,6 +253,15 @@ class RoundsConfig(Section):
         description="people (surefoot label); ratings: raters simulated from human ratings, for the embedded worlds; or "
         "module:function",
     )
+    num_eval_prompts: PositiveInt | None = Field(
+        None, description="held-out prompts of every round but the last, which has evaluate.num_prompts; null: as many"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_rounds == 1:
+            self.refuse_without_effect(("num_eval_prompts",), "num_rounds = 1 has no round before the last")
+        return self
 
 
 class ControlConfig(Section):
