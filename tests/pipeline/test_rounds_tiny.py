@@ -228,6 +228,7 @@ def test_own_prompts_and_an_own_annotator(whole: Path, tmp_path: Path, monkeypat
         (["--model.name=MODEL"], "data.prompts is not set"),
         (["--model.name=MODEL", "--data.prompts=p.jsonl"], "data.eval_prompts is not set"),
         (["--model.name=MODEL", *OWN, "--rounds.annotator=ratings"], "embedded worlds alone"),
+        (["--model.name=tiny", "--pairs.select=disagreement", "--pairs.max_pairs=5"], "reward.ensemble = 1. Set reward"),
         (["--model.name=tiny", "--rounds.annotator=robots"], "rounds.annotator = 'robots' is nobody. Use people, ratings"),
         (
             ["--rounds.num_rounds=1", "--rounds.num_eval_prompts=8"],

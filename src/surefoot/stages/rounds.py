@@ -111,6 +111,11 @@ def _one_round(
 
 def _field(cfg: Config, judges: Any) -> Field:
     """The embedded world of model.name where no prompts are named, else the user's own prompts."""
+    if cfg.pairs.select == "disagreement" and cfg.reward.ensemble == 1:
+        raise ConfigError(
+            "pairs.select = disagreement needs reward models of several members, and reward.ensemble = 1. "
+            "Set reward.ensemble = 4, or pairs.select = uncertainty."
+        )
     if cfg.data.prompts is None:
         if cfg.model.name not in ("embedded", "tiny"):
             raise ConfigError(
