@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a process holds: resident memory, open files and sockets, threads."""
+
+    rss_mib: float
+    files: int
+    threads: int
 
 
 class LabelServer:
@@ -57,6 +67,13 @@ class LabelServer:
         assert self._process is not None
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resources(self) -> Resources:
+        """What the running process holds now."""
+        assert self._process is not None
+        process = Path(f"/proc/{self._process.pid}")
+        told = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        return Resources(int(told["VmRSS"].split()[0]) / 1024, len(list((process / "fd").iterdir())), int(told["Threads"]))
 
     def kill(self) -> None:
         """kill -9."""

@@ -16,7 +16,7 @@ from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
 from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, PromptRow, read_rows, rows_from, split_by_prompt
 from surefoot.lm.roles import LanguageActorCritic
-from surefoot.rewards.ensemble import load_reward
+from surefoot.rewards.ensemble import EnsembleReward, load_reward
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.http import HttpReward
 from surefoot.rewards.model import text_judge
@@ -250,10 +250,15 @@ def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judge
     if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
         raise ConfigError(
             f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
-            "Set pairs.best_of, or pairs.select = uncertainty or distance."
+            "Set pairs.best_of, or pairs.select = uncertainty, disagreement or distance."
         )
     if cfg.pairs.needs_reward:
         source = reward_source(cfg, backbones[0], reward)
+    if cfg.pairs.select == "disagreement" and not isinstance(source, EnsembleReward):
+        raise ConfigError(
+            f"pairs.select = disagreement: reward_source.source = {cfg.reward_source.source!r} is no ensemble, so nobody in it "
+            "disagrees. Train one with `surefoot reward --reward.ensemble 4`, or use pairs.select = uncertainty."
+        )
     if cfg.pairs.select == "distance":
         seen = TrainedOn.load(Path(cfg.reward_source.source or ""))
         if seen is None:

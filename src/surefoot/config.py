@@ -98,10 +98,11 @@ class PairsConfig(Section):
     )
     max_prompts: PositiveInt | None = None
     max_pairs: PositiveInt | None = Field(None, description="pairs that are queued, chosen by select; default: all")
-    select: Literal["random", "uncertainty", "distance", "kl"] = Field(
+    select: Literal["random", "uncertainty", "disagreement", "distance", "kl"] = Field(
         "random",
-        description="uncertainty: the reward's margin is nearest to 0; distance: furthest from what the reward model was trained "
-        "on; kl: prompts on which the model moved most from pairs.against",
+        description="uncertainty: the reward's margin is nearest to 0; disagreement: the margins of an ensemble's members differ "
+        "most; distance: furthest from what the reward model was trained on; kl: prompts on which the model moved most from "
+        "pairs.against",
     )
     against: str | None = Field(None, description="the model from which select = kl measures, for example runs/sft/final")
     annotator: str | None = Field(None, description="module:function that prefers one of two; default: votes come later")
@@ -129,7 +130,7 @@ class PairsConfig(Section):
     @property
     def needs_reward(self) -> bool:
         """Whether answers are scored: by the reward source, which must then be there."""
-        return self.best_of > 0 or self.select in ("uncertainty", "distance")
+        return self.best_of > 0 or self.select in ("uncertainty", "disagreement", "distance")
 
 
 class RewardConfig(OptimizerConfig):
@@ -257,6 +258,15 @@ class RoundsConfig(Section):
         description="people (surefoot label); ratings: raters simulated from human ratings, for the embedded worlds; or "
         "module:function",
     )
+    num_eval_prompts: PositiveInt | None = Field(
+        None, description="held-out prompts of every round but the last, which has evaluate.num_prompts; null: as many"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_rounds == 1:
+            self.refuse_without_effect(("num_eval_prompts",), "num_rounds = 1 has no round before the last")
+        return self
 
 
 class ControlConfig(Section):

@@ -64,7 +64,7 @@ def server(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
             prompt = store.add_prompt([{"role": "system", "content": payload}, {"role": "user", "content": payload}])
             a, b = (store.add_answer(prompt, payload + side, model=payload) for side in "ab")
             store.add_pair(prompt, a, b, reason=payload)
-    tags = ",".join(payload.replace(",", "") for payload in ALL if len(payload) <= 80)
+    tags = ",".join([payload.replace(",", "") for payload in ALL if len(payload) <= 80][:100])
     with LabelServer(path, "--repeats", "0", "--tags", tags, "--overlap", "3") as started:
         yield started
 

@@ -10,6 +10,7 @@ import pytest
 
 from label_parts.server import LabelServer
 from surefoot.preferences import PreferenceStore, Vote
+from surefoot.preferences.serve import invite
 
 pytestmark = pytest.mark.browser
 
@@ -116,6 +117,40 @@ def test_a_server_that_dies_between_click_and_acknowledgement_has_every_vote_onc
     server.kill()
 
 
+def invited(page: Any, server: LabelServer, name: str) -> None:
+    """Signs the page's browser in under a name, as an invitation from the command line does."""
+    page.goto(invite(server.store, name, "annotator", port=server.port))
+    page.click("#join")
+    page.wait_for_selector(DRAWN)
+
+
+def test_a_waiting_vote_is_sent_by_nobody_but_its_voter(server: LabelServer, chromium: Any) -> None:
+    page = chromium.new_context(viewport=SCREEN, locale="en").new_page()
+    invited(page, server, "ann-lee")
+    server.kill()
+    press(page, "t")
+    page.goto("about:blank")
+    server.start()
+    invited(page, server, "ann")  # the same browser, and the beginning of the other's name
+    all_saved(page)
+    press(page, "x")
+    all_saved(page)
+    invited(page, server, "ann-lee")
+    all_saved(page)
+    assert {(vote.source, vote.choice) for vote in votes(server.store)} == {("human:ann-lee", "tie"), ("human:ann", "both_bad")}
+
+
+def test_a_tab_from_before_a_new_sign_in_says_so_and_keeps_its_vote(server: LabelServer, chromium: Any) -> None:
+    page = chromium.new_context(viewport=SCREEN, locale="en").new_page()
+    invited(page, server, "mei")
+    invited(page.context.new_page(), server, "mei")
+    press(page, "t")
+    page.wait_for_function("() => document.getElementById('sending').textContent.includes('Reload it')")
+    page.reload()
+    all_saved(page)
+    assert [vote.choice for vote in votes(server.store)] == ["tie"]
+
+
 def test_undo_goes_back_vote_by_vote_and_redraws_the_pair(server: LabelServer, chromium: Any) -> None:
     page, _ = enter(chromium, server)
     prompts = []
@@ -173,6 +208,19 @@ def test_strength_tags_and_note_go_with_the_vote_and_are_cleared(server: LabelSe
     assert (vote.choice, vote.strength, vote.tags, vote.note) == (vote.left, 3, ("clear",), "the first is tidier, 1 2 t x")
     assert vote.seconds is not None and vote.seconds > 0
     assert page.locator(".why input:checked").count() == 0 and page.input_value("#note") == ""
+
+
+def test_enter_takes_a_word_of_an_input_method_and_half_a_character_costs_no_vote(server: LabelServer, chromium: Any) -> None:
+    page, _ = enter(chromium, server)
+    page.keyboard.press("n")
+    event = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true})"
+    page.evaluate(f"document.getElementById('note').dispatchEvent({event})")
+    assert page.evaluate("document.activeElement.id") == "note"
+    page.evaluate("document.getElementById('note').value = 'good ' + '😀'[0]")  # as the limit of the note's length may leave it
+    page.keyboard.press("Enter")
+    press(page, "t")
+    all_saved(page)
+    assert [vote.note for vote in votes(server.store)] == ["good \ufffd"]
 
 
 def test_the_word_difference_is_marked_and_the_text_stays_the_same(server: LabelServer, chromium: Any) -> None:

@@ -19,6 +19,7 @@ COMPANIONS = {
     ("ppo.kl_in", "loss"): (["ppo.kl_estimator=exact"], "its expected gradient is zero"),
     ("ppo.kl_direction", "sft_policy"): (["ppo.kl_estimator=exact", "ppo.kl_in=loss"], "an expectation under the SFT model"),
     ("pairs.select", "uncertainty"): (["pairs.max_pairs=5"], "has no effect: all pairs are queued"),
+    ("pairs.select", "disagreement"): (["pairs.max_pairs=5"], "has no effect: all pairs are queued"),
     ("pairs.select", "distance"): (["pairs.max_pairs=5"], "has no effect: all pairs are queued"),
     ("pairs.select", "kl"): (["pairs.max_pairs=5", "pairs.against=runs/sft/final"], "has no effect: all pairs are queued"),
 }

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,6 +151,28 @@ def test_kl_takes_the_prompts_on_which_the_model_moved_most(models: dict[str, st
     assert taken == set(sorted(moved, key=lambda prompt: -moved[prompt])[:5])
 
 
+def test_an_ensemble_ranks_by_what_its_members_say_of_the_margin_and_by_distance_too(models: dict[str, str]) -> None:
+    rows = [{"prompt": p, "chosen": " was superb .", "rejected": " was awful ."} for p in PROMPTS]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = f"--model.name={models['one']}"
+    assert run(["reward", model, "--data.train=train.jsonl", "--reward.ensemble=3", "--out", "rm"]) == 0
+    base = ["--pairs.max_pairs=4", "--pairs.num_answers=3", "--reward_source.source=rm/final", "--data.prompts=prompts.jsonl"]
+    for select in ("disagreement", "distance"):
+        assert run(["pairs", model, *base, f"--pairs.select={select}", *SMALL, "--out", select]) == 0
+        every = read_jsonl(Path(f"{select}/samples.jsonl"))
+        if select == "disagreement":
+            margins = [[x - y for x, y in zip(row["a"]["members"], row["b"]["members"], strict=True)] for row in every]
+            figures = [float(np.std(each)) for each in margins]
+            assert {len(each) for each in margins} == {3}
+        else:
+            figures = [(row["a"]["distance"] + row["b"]["distance"]) / 2 for row in every]
+        assert len(set(figures)) > 10  # it tells pairs apart
+        with PreferenceStore.open(f"{select}/preferences.db") as store:
+            texts = {(pair.a, pair.b) for pair in store.pairs_without_votes()}
+        taken = [figure for figure, r in zip(figures, every, strict=True) if (r["a"]["text"], r["b"]["text"]) in texts]
+        assert sorted(taken) == pytest.approx(sorted(figures)[-4:])
+
+
 @pytest.mark.parametrize("method", ["head", "adapter"])
 def test_distance_takes_the_answers_least_like_those_trained_on(method: str, models: dict[str, str]) -> None:
     rows = [{"prompt": p, "chosen": " was superb .", "rejected": " was awful ."} for p in PROMPTS]
@@ -208,10 +231,30 @@ def test_a_reward_that_is_not_needed_and_one_that_is_missing_are_refused(models:
         (["--reward_source.source=x:y"], "reward_source.source = 'x:y' has no effect: no pair is chosen by a score"),
         (["--pairs.best_of=2"], "reward_source.source is not set"),
         (["--pairs.select=distance", "--pairs.max_pairs=2"], "reward_source.source is not set"),
+        (
+            ["--pairs.select=disagreement", "--pairs.max_pairs=2", "--reward_source.source=regex:x"],
+            "is no ensemble, so nobody in it",
+        ),
     ):
         cfg = load_config(None, [f"--model.name={models['one']}", *words], verb="pairs")
         with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
             build_pairs(cfg, lambda line: None, prompts=PROMPTS)
+
+
+def test_an_annotator_is_asked_once_a_pair_though_the_run_is_repeated(models: dict[str, str]) -> None:
+    """A kill between the store's commit and the run's own makes a batch anew; who is no function of the pair changes its mind."""
+    asked: list[str] = []
+
+    def moody(prompt: str, a: str, b: str) -> str:
+        asked.append(a)
+        return "a" if len(asked) <= len(PROMPTS) else "b"
+
+    first, _ = queued(models["one"], annotator=moody)
+    before, count = first.digest(), len(asked)
+    first.close()
+    again, steps = queued(models["one"], annotator=moody)
+    assert again.digest() == before and len(asked) == count == again.counts().votes
+    assert sum(step.num_votes for step in steps) == 0
 
 
 def test_an_annotator_may_give_a_strength_which_becomes_the_margin(models: dict[str, str]) -> None:

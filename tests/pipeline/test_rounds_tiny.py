@@ -31,6 +31,7 @@ from surefoot.stages.rounds import pairs_config, round_prompts
 SHORT = (
     *("--sft.max_steps=4", "--reward.max_steps=4", "--ppo.total_episodes=128", "--ppo.rollout_batch_size=64"),
     *("--evaluate.num_prompts=8", "--rounds.prompts_per_round=24", "--rollout.batch_size=12"),
+    "--rounds.num_eval_prompts=4",
 )
 OWN = ("--data.prompts=p.jsonl", "--data.eval_prompts=p.jsonl")
 
@@ -89,6 +90,13 @@ def test_the_second_round_answers_with_the_policy_of_the_first_and_goes_on_from_
     inputs = [load_manifest(whole / f"ppo-{n}")["inputs"] for n in (1, 2)]
     assert inputs[0]["model"] == inputs[1]["model"]  # the reference is one and the same
     assert inputs[1]["start"] == load_manifest(whole / "ppo-1")["outputs"]["final"]["sha256"]
+
+
+def test_rounds_before_the_last_are_judged_on_as_many_prompts_as_asked_for(whole: Path) -> None:
+    first, last = (json.loads((whole / f"evaluate-{n}/evaluation.json").read_text()) for n in (1, 2))
+    assert (first["num_prompts"], last["num_prompts"]) == (4, 8)
+    prompts = [[row["prompt"] for row in read_jsonl(whole / f"evaluate-{n}/samples.jsonl")] for n in (1, 2)]
+    assert prompts[0] == prompts[1][:4]  # the same ones first, so that rounds can be compared
 
 
 def test_the_report_shows_the_rounds_on_one_axis(whole: Path) -> None:
@@ -220,7 +228,12 @@ def test_own_prompts_and_an_own_annotator(whole: Path, tmp_path: Path, monkeypat
         (["--model.name=MODEL"], "data.prompts is not set"),
         (["--model.name=MODEL", "--data.prompts=p.jsonl"], "data.eval_prompts is not set"),
         (["--model.name=MODEL", *OWN, "--rounds.annotator=ratings"], "embedded worlds alone"),
+        (["--model.name=tiny", "--pairs.select=disagreement", "--pairs.max_pairs=5"], "reward.ensemble = 1. Set reward"),
         (["--model.name=tiny", "--rounds.annotator=robots"], "rounds.annotator = 'robots' is nobody. Use people, ratings"),
+        (
+            ["--rounds.num_rounds=1", "--rounds.num_eval_prompts=8"],
+            "num_eval_prompts = 8 has no effect: num_rounds = 1 has no round before the last",
+        ),
         (["--rounds.num_round=3"], "Did you mean rounds.num_rounds?"),
         (["--pairs.store=x.db"], "pairs.store = \"x.db\" has no effect in surefoot rounds: the votes of all rounds stand in"),
         (["--ppo.start=runs/a"], "ppo.start = \"runs/a\" has no effect in surefoot rounds"),

@@ -98,6 +98,18 @@ def test_the_overview_counts_what_is_there(store, pair):
     assert [(pair.a, pair.said) for pair in view.disputed] == [("left text", {"a": ["ann"], "b": ["bob"]})]
 
 
+def test_who_wrote_the_answers_of_a_blind_comparison_is_not_told_to_who_settles_it_either(store):
+    prompt = store.add_prompt("Which?")
+    answers = [store.add_answer(prompt, text, model=text) for text in ("first", "second", "third")]
+    blind = store.add_pair(prompt, answers[0], answers[1], reason="compare 1a2b3c4d")
+    plain = store.add_pair(prompt, answers[0], answers[2], reason="random")
+    for name, choice in (("ann", "a"), ("bob", "b")):
+        for number in (blind, plain):
+            store.vote(number, choice, source=f"human:{name}")
+    view = overview(Queue(store), Accounts(store))
+    assert {found.pair: found.models for found in view.disputed} == {blind: None, plain: ("first", "third")}
+
+
 def until_done(trainer: ChildTrainer) -> str:
     assert trainer.start()["is_running"]
     deadline = time.monotonic() + 300

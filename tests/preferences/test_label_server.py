@@ -280,6 +280,9 @@ def test_another_host_is_refused_without_accounts_and_served_with_them(tmp_path:
         (("--repeats", "0.9"), "--repeats = 0.9 is out of range."),
         (("--address", "label.example.org"), "--address = 'label.example.org' is no address."),
         (("--name", "Ann Lee"), "name = 'Ann Lee' is not allowed."),
+        (("--tags", f"clear,{'x' * 81}"), "--tags: 'xxxx"),
+        (("--invite", "ann", "--address", "label.example.org"), "--address = 'label.example.org' is no address."),
+        (("--invite", "Ann Lee"), "name = 'Ann Lee' is not allowed."),
         (("--host", "256.1.1.1"), "cannot listen at 256.1.1.1 port 0"),
     ],
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 TAGS = ("correct", "complete", "clear", "concise", "kind", "safe")
+MAX_TAG = 80  # characters
+MAX_TAGS = 100
 
 
 @dataclass(frozen=True, slots=True)

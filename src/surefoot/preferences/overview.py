@@ -21,7 +21,7 @@ from surefoot.preferences.agreement import (
     self_agreement,
     standings,
 )
-from surefoot.preferences.queue import NUM_VOTES, Queue
+from surefoot.preferences.queue import BLIND, NUM_VOTES, Queue
 from surefoot.preferences.store import VOTE_COLUMNS, Counts, PreferenceStore, vote_of
 from surefoot.preferences.votes import Vote
 
@@ -49,13 +49,13 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Disputed:
-    """A pair on which people differ, or that was settled: who said what."""
+    """A pair on which people differ, or that was settled: who said what. `models` is None for a pair of a blind comparison."""
 
     pair: int
     prompt: Content
     a: Content
     b: Content
-    models: tuple[str, str]
+    models: tuple[str, str] | None
     said: dict[str, list[str]]  # choice -> names
     settled: str | None
 
@@ -165,13 +165,14 @@ def _disputed(store: PreferenceStore, votes: list[Vote]) -> tuple[list[Disputed]
     shown = []
     with store.reader() as db:
         for pair in differing[:MOST_DISPUTED]:
-            prompt, a, b, model_a, model_b = db.execute(PAIR, (pair,)).fetchone()
+            prompt, a, b, model_a, model_b, reason = db.execute(PAIR, (pair,)).fetchone()
             said: dict[str, list[str]] = defaultdict(list)
             for vote in by_pair[pair]:
                 if vote.kind == "vote":
                     said[vote.choice].append(vote.source.removeprefix("human:"))
             texts = (json.loads(prompt), json.loads(a), json.loads(b))
-            shown.append(Disputed(pair, *texts, (model_a, model_b), dict(said), settled.get(pair)))
+            models = None if reason.startswith(BLIND) else (model_a, model_b)  # who settles is as blind as who voted
+            shown.append(Disputed(pair, *texts, models, dict(said), settled.get(pair)))
     return shown, len([pair for pair in differing if pair not in settled])
 
 
@@ -203,5 +204,6 @@ def excerpt(content: Content, most: int = 600) -> str:
 
 
 WITHDRAWN = "SELECT source, taken_out FROM withdrawals WHERE id IN (SELECT max(id) FROM withdrawals GROUP BY source)"
-PAIR = """SELECT prompts.content, a.content, b.content, a.model, b.model FROM pairs p JOIN prompts ON prompts.id = p.prompt
-    JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b WHERE p.id = ?"""
+PAIR = """SELECT prompts.content, a.content, b.content, a.model, b.model, p.reason FROM pairs p
+    JOIN prompts ON prompts.id = p.prompt JOIN answers a ON a.id = p.answer_a JOIN answers b ON b.id = p.answer_b
+    WHERE p.id = ?"""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from surefoot.errors import DataError
 from surefoot.preferences.accounts import INVITATION_DAYS, SESSION_DAYS, Annotator
-from surefoot.preferences.app import Desk, language_of, shown
+from surefoot.preferences.app import MAX_TAG, MAX_TAGS, Desk, language_of, shown
 from surefoot.preferences.queue import Ballot, Holder, Item, Pick, Refused
 from surefoot.preferences.security import Visitor
 from surefoot.preferences.words import WORDS
@@ -32,7 +32,7 @@ class PostedBallot(Posted):
     view: int = Field(ge=1, lt=2**53)
     pick: Pick
     strength: int | None = Field(None, ge=1, le=4)
-    tags: list[Annotated[str, Field(max_length=80)]] = Field([], max_length=20)
+    tags: list[Annotated[str, Field(max_length=MAX_TAG)]] = Field([], max_length=MAX_TAGS)
     note: str = Field("", max_length=MAX_NOTE)
     seconds: float | None = Field(None, ge=0, le=1e7, allow_inf_nan=False)
 
@@ -150,7 +150,7 @@ def _add_label_page(app: "FastAPI", desk: Desk) -> None:
         language = language_of(request.scope)
         boot = {
             "csrf": request.scope["visitor"].csrf,
-            "outbox": f"surefoot-{identity}-{annotator.name}-",
+            "outbox": f"surefoot-{identity}-{annotator.name}/",  # no name has a /: ann's is no beginning of ann-lee's
             "words": WORDS[language],
             "max_note": MAX_NOTE,
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from surefoot.errors import ConfigError
 from surefoot.preferences.accounts import Accounts, Role, checked_name
-from surefoot.preferences.app import TAGS, Desk, Exchange, make_app
+from surefoot.preferences.app import MAX_TAG, MAX_TAGS, TAGS, Desk, Exchange, make_app
 from surefoot.preferences.queue import Queue
 from surefoot.preferences.security import Addresses, is_loopback
 from surefoot.preferences.store import PreferenceStore
@@ -50,6 +50,8 @@ def serve(
         raise ConfigError(f"--overlap = {overlap} asks for no votes. Use 1 or more.")
     if not 0 <= repeats <= 0.5:
         raise ConfigError(f"--repeats = {repeats} is out of range. Use 0 to 0.5, such as 0.05.")
+    if bad := [tag for tag in tags if not 0 < len(tag) <= MAX_TAG] or tags[MAX_TAGS:]:
+        raise ConfigError(f"--tags: {bad[0][:100]!r} is too much. Give up to {MAX_TAGS} reasons of 1 to {MAX_TAG} characters.")
     with PreferenceStore.open(store, create=False) as opened:
         accounts = Accounts(opened)
         if not is_loopback(host) and not accounts.num_accounts():
@@ -81,7 +83,13 @@ def serve(
 def invite(
     store: Path, name: str | None, role: Role, *, host: str = "127.0.0.1", port: int = 8765, addresses: tuple[str, ...] = ()
 ) -> str:
-    """Puts an invitation into the store and returns its one-time link."""
+    """Puts an invitation into the store and returns its one-time link.
+
+    Raises:
+        ConfigError: an address is none.
+        DataError: no such store, or the name is not allowed.
+    """
+    Addresses(host, port, addresses)  # before the store keeps an invitation whose link nobody can follow
     with PreferenceStore.open(store, create=False) as opened:
         token = Accounts(opened).invite(role, name)
     start = addresses[0].rstrip("/") if addresses else f"http://{_in_address(host)}:{port}"

@@ -200,6 +200,11 @@ class PreferenceStore:
             row = (*content, idempotency_key or uuid.uuid4().hex, time.time())
             return self._insert("votes", f"{names}, idempotency_key, created", row)
 
+    def has_key(self, idempotency_key: str) -> bool:
+        """Whether a vote with this key was ever recorded."""
+        with self.batch() as connection:
+            return connection.execute("SELECT 1 FROM votes WHERE idempotency_key = ?", (idempotency_key,)).fetchone() is not None
+
     def undo(self, vote: int, source: str) -> int:
         """Takes a vote back, as an event by `source`; returns the event's number. Taking it back again changes nothing."""
         checked_source(source)

@@ -137,8 +137,10 @@ def _queue(parts: PairsParts, cfg: Config, store: PreferenceStore, found: Sequen
             pair = store.add_pair(prompt, *numbers, reason=reason)
             if parts.annotator is not None:
                 name, annotator = parts.annotator
-                choice, strength = said_by(name, annotator, text_of(content), candidate.a.text, candidate.b.text)
                 key = f"{name}-{pair}"
+                if store.has_key(key):  # of a batch that was stored before a kill: asked again, it may say something else
+                    continue
+                choice, strength = said_by(name, annotator, text_of(content), candidate.a.text, candidate.b.text)
                 store.vote(pair, choice, source=f"function:{name}", strength=strength, idempotency_key=key)
                 num_votes += 1
     return len(found), num_votes

@@ -103,13 +103,19 @@ def _one_round(
     asked_of = {"prompts": field.prompts, "judges": field.judges}
     run_stage(folder, f"ppo-{number}", "ppo", ppo_lm.run, improved, asked_of, progress)
     # the seed of the whole: all rounds are compared with SFT on the same draws
-    judged = on_model(cfg, root / f"ppo-{number}/final", reward_source=source, evaluate={"against": start})
+    compared = {"against": start, "num_prompts": num_eval_prompts(cfg, number)}
+    judged = on_model(cfg, root / f"ppo-{number}/final", reward_source=source, evaluate=compared)
     asked_of = {"prompts": field.eval_prompts, "judges": field.judges}
     run_stage(folder, f"evaluate-{number}", "evaluate", evaluate.run, judged, asked_of, progress)
 
 
 def _field(cfg: Config, judges: Any) -> Field:
     """The embedded world of model.name where no prompts are named, else the user's own prompts."""
+    if cfg.pairs.select == "disagreement" and cfg.reward.ensemble == 1:
+        raise ConfigError(
+            "pairs.select = disagreement needs reward models of several members, and reward.ensemble = 1. "
+            "Set reward.ensemble = 4, or pairs.select = uncertainty."
+        )
     if cfg.data.prompts is None:
         if cfg.model.name not in ("embedded", "tiny"):
             raise ConfigError(
@@ -180,6 +186,12 @@ def round_prompts(prompts: list[Any], number: int, count: int) -> list[Any]:
     """The next `count` prompts: rounds walk through the list, from its beginning again when it ends."""
     first = (number - 1) * count
     return [prompts[i % len(prompts)] for i in range(first, first + count)]
+
+
+def num_eval_prompts(cfg: Config, number: int) -> int:
+    """Held-out prompts that the evaluation of a round answers: of rounds before the last, fewer where the user wants to save."""
+    is_last = number == cfg.rounds.num_rounds
+    return cfg.evaluate.num_prompts if is_last else cfg.rounds.num_eval_prompts or cfg.evaluate.num_prompts
 
 
 def round_row(root: Path, number: int) -> dict[str, Any]:

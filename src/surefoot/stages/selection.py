@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import pstdev
 from typing import Any
+
+from torch import Tensor
 
 from surefoot.config import PairsConfig
 from surefoot.lm.backbone import Backbone
+from surefoot.rewards.ensemble import EnsembleReward
 from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel
 from surefoot.rewards.novelty import TrainedOn
 from surefoot.stages.answers import Author, reread, sequence_kl
@@ -28,7 +32,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer with what its place in the ranking depends on."""
+    """One answer with what its place in the ranking depends on. `members`: its scores by an ensemble's members."""
 
     author: int
     text: str
@@ -36,6 +40,7 @@ class Answer:
     score: float
     distance: float
     kl: float
+    members: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,14 @@ class Candidate:
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Candidate:
-        a, b = (Answer(**{**row[side], "token_ids": tuple(row[side]["token_ids"])}) for side in ("a", "b"))
+        lists = ("token_ids", "members")
+        a, b = (Answer(**{**row[side], **{name: tuple(row[side][name]) for name in lists}}) for side in ("a", "b"))
         return cls(int(row["place"]), a, b, float(row["rank"]))
 
 
 def _as_row(answer: Answer) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in Answer.__dataclass_fields__} | {"token_ids": list(answer.token_ids)}
+    row: dict[str, Any] = {name: getattr(answer, name) for name in Answer.__dataclass_fields__}
+    return row | {"token_ids": list(answer.token_ids), "members": list(answer.members)}
 
 
 def judged_answers(judgement: Judgement, authors: Sequence[Author], who: int, index: range, said: Completions) -> list[Answer]:
@@ -69,6 +76,7 @@ def judged_answers(judgement: Judgement, authors: Sequence[Author], who: int, in
     """
     count = len(index)
     scores, distances, kls = [0.0] * count, [0.0] * count, [0.0] * count
+    members: list[tuple[float, ...]] = [()] * count
     reader = authors[0]
     if judgement.reward is not None:
         prompts = reader.take(index)
@@ -79,16 +87,24 @@ def judged_answers(judgement: Judgement, authors: Sequence[Author], who: int, in
         )
         given = judgement.reward.score(prompts, read)
         scores = given.value.masked_fill(~given.valid, float("nan")).tolist()
-        if judgement.trained_on is not None and isinstance(judgement.reward, (SharedRewardModel, SeparateRewardModel)):
-            distances = judgement.trained_on.distances(judgement.reward.features(prompts, read)).tolist()
+        members = _by_member(given.parts) or members
+        # what an ensemble was trained on is kept as its first member reads it
+        first = judgement.reward.members[0] if isinstance(judgement.reward, EnsembleReward) else judgement.reward
+        if judgement.trained_on is not None and isinstance(first, (SharedRewardModel, SeparateRewardModel)):
+            distances = judgement.trained_on.distances(first.features(prompts, read)).tolist()
     if judgement.against is not None:
         own = authors[who]
         kls = sequence_kl(own.backbone, judgement.against, own.take(index), said, judgement.temperature)
     ids = [said.ids[row][said.mask[row]].tolist() for row in range(count)]
     return [
-        Answer(who, text, tuple(token_ids), score, distance, kl)
-        for text, token_ids, score, distance, kl in zip(said.text, ids, scores, distances, kls, strict=True)
+        Answer(who, text, tuple(token_ids), score, distance, kl, own)
+        for text, token_ids, score, distance, kl, own in zip(said.text, ids, scores, distances, kls, members, strict=True)
     ]
+
+
+def _by_member(parts: Mapping[str, Tensor]) -> list[tuple[float, ...]]:
+    """The scores of each answer by the members of an ensemble; empty where the reward has none."""
+    return list(zip(*(column.tolist() for name, column in parts.items() if name.startswith("member_")), strict=True))
 
 
 def candidates(answers: Sequence[Answer], place: int, cfg: PairsConfig, seed: int) -> list[Candidate]:
@@ -114,6 +130,8 @@ def _rank(a: Answer, b: Answer, answers: Sequence[Answer], place: int, cfg: Pair
             return _chance(seed, place, a.text, b.text)
         case "uncertainty":
             return abs(a.score - b.score)
+        case "disagreement":  # of margins: what a member adds to every score is no opinion
+            return -pstdev(one - other for one, other in zip(a.members, b.members, strict=True))
         case "distance":
             return -(a.distance + b.distance) / 2
         case "kl":

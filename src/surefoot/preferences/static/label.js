@@ -56,7 +56,7 @@ async function load() {
     take(answer);
     drawSending();
   } else {
-    outbox.isSignedOut = status === 401;
+    outbox.refusal = status;
     drawSending();
     setTimeout(load, 1000);
   }
@@ -74,7 +74,7 @@ function vote(pick) {
     pick,
     strength: isSided && strength ? Number(strength.value) : null,
     tags: [...document.querySelectorAll("input[name=tag]:checked")].map((box) => box.value),
-    note: $("note").value.trim(),
+    note: ($("note").value.toWellFormed?.() ?? $("note").value).trim(), // the length's limit may cut a character in two
     seconds: Math.round(performance.now() - state.shownAt) / 1000,
   };
   state.judged.add(item.view);
@@ -123,9 +123,10 @@ function drawSending() {
   const n = outbox.entries.length;
   let text = n === 0 ? words.saved : fill(n === 1 ? words.waiting_one : words.waiting, { n });
   if (!outbox.isKept) text = words.no_storage;
-  if (outbox.isSignedOut) text = words.signed_out;
+  if (outbox.refusal === 401) text = words.signed_out;
+  if (outbox.refusal === 403) text = words.stale;
   if ($("sending").textContent !== text) $("sending").textContent = text;
-  $("sending").classList.toggle("warn", n > 0 || outbox.isSignedOut || !outbox.isKept);
+  $("sending").classList.toggle("warn", n > 0 || outbox.isRefused || !outbox.isKept);
   document.body.dataset.waiting = n;
   $("empty").hidden = Boolean(state.items.length) || !outboxIsQuiet();
 }
@@ -200,6 +201,7 @@ const shortcuts = {
 
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches?.("#note");
+  if (event.isComposing || event.keyCode === 229) return; // Enter takes a word of an input method, not the note
   if (isTyping && (event.key === "Escape" || event.key === "Enter")) return $("prompt").focus({ preventScroll: true });
   if (isTyping || $("keys").open || !$("single-keys").checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const key = event.key.toLowerCase();

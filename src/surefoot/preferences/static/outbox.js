@@ -8,10 +8,13 @@ export class Outbox {
     Object.assign(this, { prefix, csrf, acknowledged, refused, changed });
     this.entries = [];
     this.isKept = true; // whether localStorage works
-    this.isSignedOut = false;
+    this.refusal = 0; // the status of the last answer
     this.sending = null;
     this.collect();
   }
+
+  // Signed out (401), or signed in anew in another tab, so that this page's token is an old one (403).
+  get isRefused() { return this.refusal === 401 || this.refusal === 403; }
 
   // What earlier pages left behind.
   collect() {
@@ -51,7 +54,7 @@ export class Outbox {
     while (this.entries.length) {
       const entry = this.entries[0];
       const { status, answer } = await post(entry.path, entry.body, this.csrf);
-      this.isSignedOut = status === 401;
+      this.refusal = status;
       if (status === 200 || status === 409 || status === 422) {
         this.drop(entry);
         if (status === 200) this.acknowledged(entry, answer);
