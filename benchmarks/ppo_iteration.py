@@ -9,25 +9,22 @@ PPO); without it our own configurations are measured alone. The floor is FLOPs o
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from control_parts.jobs import into_page, write
 from ppo_iteration_parts.floor import flops, matrix_rate
 from ppo_iteration_parts.work import Work
-from surefoot.config import ModelConfig
 from surefoot.launch import set_threads
-from surefoot.lm.backbone import load_backbone, resolve
+from turn_parts.models import model_folder
+from turn_parts.parent import PAGE, Side, run_facts
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ppo-iteration.json"
@@ -42,68 +39,20 @@ CASES: dict[str, tuple[str, str, str, int | None]] = {
 }
 
 
-class Side:
-    """A child process that does iterations when told to."""
-
-    def __init__(self, name: str, work: Work, asked: argparse.Namespace, num_layers: int) -> None:
-        side, tuning, dtype, layers = CASES[name]
-        self.name = name
-        facts = {
-            "work": asdict(work),
-            "tuning": tuning,
-            "dtype": dtype,
-            "lora_layers": num_layers // 2 if layers == -2 else layers,
-            "threads": asked.threads,
-            "device": asked.device,
-            "model": asked.model,
-            "reward_layer": None,
-            "folder": str(resolve(asked.model)),
-        }
-        if side == "trl":
-            command = [str(asked.trl_python), str(HERE / "ppo_iteration_parts" / "theirs.py")]
-        else:
-            command = [sys.executable, "-m", "ppo_iteration_parts.ours"]
-        environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-        self.process = subprocess.Popen(
-            [*command, json.dumps(facts)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE
-        )
-        self.ready = self._line()
-
-    def iteration(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        before = busy_seconds()
-        line = self._line()
-        foreign = busy_seconds() - before - line["cpu"]
-        return line | {"foreign_cores": round(max(foreign / line["seconds"], 0.0), 3)}
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _line(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        text = self.process.stdout.readline()
-        if not text:
-            raise SystemExit(f"{self.name}: its process ended with status {self.process.wait()}. What it said stands above.")
-        line: dict[str, Any] = json.loads(text)
-        return line
-
-
-def busy_seconds() -> float:
-    """CPU seconds that all processes of this machine have used since it started; 0 where that is not told."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
-    except OSError:
-        return 0.0
-    ticks = [int(field) for field in fields]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+def side(name: str, work: Work, asked: argparse.Namespace, folder: Path, num_layers: int) -> Side:
+    who, tuning, dtype, layers = CASES[name]
+    facts = {
+        "work": asdict(work),
+        "tuning": tuning,
+        "dtype": dtype,
+        "lora_layers": num_layers // 2 if layers == -2 else layers,
+        "threads": asked.threads,
+        "device": asked.device,
+        "reward_layer": None,
+        "model": str(folder),
+    }
+    theirs = [str(asked.trl_python), str(HERE / "ppo_iteration_parts" / "theirs.py")]
+    return Side(name, theirs if who == "trl" else [sys.executable, "-m", "ppo_iteration_parts.ours"], facts)
 
 
 def main() -> int:
@@ -111,7 +60,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all, those of TRL where --trl-python is given")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--trl-python", type=Path)
-    parser.add_argument("--model", default="embedded", help="embedded, tiny, or a folder")
+    parser.add_argument("--model", default="embedded", help="embedded, tiny, made-0.5b, made-1.5b, or a folder")
     parser.add_argument("--response", type=int, default=32, help="new tokens a prompt")
     parser.add_argument("--rows", type=int, default=32, help="prompts")
     parser.add_argument("--threads", type=int)
@@ -124,47 +73,58 @@ def main() -> int:
         return 2
     set_threads(asked.threads)
     work = replace(Work(), response=asked.response, rows=asked.rows)
-    backbone = load_backbone(ModelConfig(name=asked.model))
-    sizes = model_sizes(backbone)
-    sides = [Side(name, work, asked, backbone.num_layers) for name in names]
-    del backbone
     kept: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with model_folder(asked.model) as folder:
+        sizes = model_sizes(folder)
+        sides = [side(name, work, asked, folder, sizes["layers"]) for name in names]
     for repetition in range(-1, asked.repetitions):
-        for side in sides:
-            line = side.iteration()
-            print(f"{side.name}: {line['seconds']:.2f} s", file=sys.stderr, flush=True)
+        for each in sides:
+            line = each.turn()
+            print(f"{each.name}: {line['seconds']:.2f} s", file=sys.stderr, flush=True)
             if repetition >= 0:  # the first of each warms up
-                kept[side.name].append(line)
-    for side in sides:
-        side.close()
+                kept[each.name].append(line)
+    for each in sides:
+        each.close()
     rates = {
         dtype: matrix_rate(getattr(torch, dtype), asked.device, sizes["width"], sizes["inner"], work.rows * work.response)
         for dtype in sorted({CASES[name][2] for name in names})
     }
     cases = {name: case_of(name, kept[name], sizes, rates, work) for name in names}
-    facts = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": asked.device if asked.device == "cpu" else torch.cuda.get_device_name(),
+    facts = run_facts(asked.device) | {
+        "model": asked.model,
         "threads": sides[0].ready["threads"],
-        "versions": {name: version(name) for name in ("surefoot", "torch", "transformers", "peft")},
         "work": asdict(work),
         "matrix_gflops": {dtype: round(rate / 1e9, 1) for dtype, rate in rates.items()},
     }
-    asked.out.write_text(json.dumps({"run": facts, "cases": cases}, indent=2) + "\n", encoding="utf-8")
+    write(asked.out, {"run": facts, "cases": cases})
     print(table(cases))
+    if asked.out == RESULTS:
+        into_page(PAGE, "ppo-iteration", f"{run_line(facts, cases)}\n\n{table(cases)}")
     return 0
 
 
-def model_sizes(backbone: Any) -> dict[str, int]:
-    """Weights in the matrix products of all blocks and of the head, and the shape of the most frequent product."""
-    head = backbone.model.get_output_embeddings()
-    linear = [m for m in backbone.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+def run_line(facts: Mapping[str, Any], cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """On what, and beside what, a table's figures were measured."""
+    foreign = max(case["foreign_cores"] for case in cases.values())
+    return (
+        f"`{facts['command']}` on {facts['machine']} ({facts['device']}), {facts['threads']} threads; other processes kept up to "
+        f"{foreign:.1f} cores busy."
+    )
+
+
+def model_sizes(folder: Path) -> dict[str, int]:
+    """Blocks, weights in their matrix products and in the head's, and the shape of the most frequent product."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     widest = max(linear, key=lambda m: m.weight.numel())
     return {
         "blocks": sum(m.weight.numel() for m in linear),
+        "layers": config.num_hidden_layers,
         "head": head.weight.numel(),
-        "width": backbone.width,
+        "width": config.hidden_size,
         "inner": max(widest.weight.shape),
     }
 

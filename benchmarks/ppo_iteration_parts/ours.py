@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from ppo_iteration_parts.work import Work, say, wait_for_turn
+from ppo_iteration_parts.work import Work
 from surefoot.config import Config
 from surefoot.launch import set_threads
 from surefoot.lm.backbone import load_backbone, resolve
@@ -22,6 +22,7 @@ from surefoot.rewards.model import RewardFacts, SeparateRewardModel, SharedRewar
 from surefoot.rollout.local import LocalEngine
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages import ppo_lm
+from turn_parts.child import forget_peak, held_gib, say, wait_for_turn
 
 MODEL = {"name": "model", "tuning": "tuning", "dtype": "dtype", "lora_layers": "lora_layers"}
 
@@ -38,6 +39,8 @@ class Split:
             try:
                 return call(*args, **kwargs)
             finally:
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
                 if torch.is_grad_enabled() or name == "optimiser":
                     self.seconds[name] += time.perf_counter() - start
 
@@ -83,14 +86,15 @@ def main() -> None:
     policy = LanguageActorCritic(backbone, cfg.model, critic=cfg.ppo.critic, temperature=1.0, entropy_gradient=False, seed=0)
     engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter)
     engine.stop_ids = (-1,)  # no token ends an answer
-    rows = work.prompts(len(backbone.codec.tokenizer))
+    rows = work.prompts(backbone.model.config.vocab_size)
     names = [f"prompt {i}" for i in range(work.rows)]
     prompts = PromptSet(tuple(map(tuple, rows)), tuple(PromptRow(name, name, {}) for name in names), 0)
     parts = ppo_lm.PPOParts(policy, engine, scored, prompts, runtime=SingleRuntime(asked["device"]))
     split = Split()
     policy.forward = split.timed("forward", policy.forward)  # type: ignore[method-assign]
     parts.runtime.step = split.timed("optimiser", parts.runtime.step)  # type: ignore[method-assign]
-    say(ready=True, threads=torch.get_num_threads())
+    forget_peak()
+    say(ready=True, threads=torch.get_num_threads(), held_gib=held_gib())
     steps = ppo_lm.steps(parts, cfg)
     while True:
         wait_for_turn()

@@ -22,7 +22,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from ppo_iteration_parts.work import Work, say, wait_for_turn
+from ppo_iteration_parts.work import Work
+from turn_parts.child import say, wait_for_turn
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
@@ -44,12 +45,13 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     if asked["threads"]:
         torch.set_num_threads(asked["threads"])
-    work, folder = Work(**asked["work"]), asked["folder"]
+    work, folder = Work(**asked["work"]), asked["model"]
     sys.stdout = sys.stderr  # the trainer prints; standard output is the parent's
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompts = work.prompts(policy.config.vocab_size)
     value, reward = (
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32) for _ in range(2)
     )
@@ -80,7 +82,7 @@ def main() -> None:
         bf16=False,
         gradient_checkpointing=False,
     )
-    rows = Dataset.from_list([{"input_ids": ids} for ids in work.prompts(len(tokenizer))])
+    rows = Dataset.from_list([{"input_ids": ids} for ids in prompts])
     turns = Turns(work.rows * work.response)
     trainer = PPOTrainer(
         args=args,

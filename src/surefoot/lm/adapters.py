@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -73,6 +74,25 @@ def adapter_parameters(model: nn.Module, name: str) -> list[tuple[str, nn.Parame
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(key, module) for key, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+class LowRank(NamedTuple):
+    """A linear layer's weight and bias, and an adapter's change of the weight as up @ down (None: no change)."""
+
+    weight: Float[Tensor, "O D"]
+    bias: Float[Tensor, " O"] | None
+    down: Float[Tensor, "R D"] | None
+    up: Float[Tensor, "O R"] | None
+
+
+def low_rank_parts(layer: Any, name: str | None) -> LowRank:
+    """The parts of a linear layer under adapter `name` (None: off): W + (alpha / rank) B A, the factor in `up`."""
+    if not isinstance(layer, LoraLinear):
+        return LowRank(layer.weight, layer.bias, None, None)
+    base: Any = layer.get_base_layer()
+    if name is None or name not in layer.lora_A:
+        return LowRank(base.weight, base.bias, None, None)
+    return LowRank(base.weight, base.bias, layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight)
 
 
 @contextmanager

@@ -1,32 +1,52 @@
 """Sampling in this process, with the policy's own weights and a KV cache.
 
 Every row draws from its own column of uniform numbers, so an answer does not depend on which other rows are decoded with it. A
-row that ended leaves the batch at once.
+row that ended leaves the batch at once, and a waiting prompt takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from surefoot.config import RolloutConfig
 from surefoot.errors import ConfigError, Diverged
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.tokens import finished_rows
-from surefoot.rollout.sampling import inverse_cdf, restrict
+from surefoot.rollout.packed import packed_decoder
+from surefoot.rollout.plain import PlainDecoder
+from surefoot.rollout.sampling import draw
 from surefoot.types import Completions, Prompts
+
+REFILL_SHARE = 4  # waiting prompts are read once a quarter of the places is free: reading one alone costs as much as a step
+
+
+class Decoder(Protocol):
+    """Rows that are being written. `joins` tells whether rows may begin while others are there."""
+
+    joins: bool
+
+    def begin(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]: ...
+    def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]: ...
+    def keep(self, index: Int[Tensor, " K"]) -> Int[Tensor, " K"]: ...
+    def logits(self, states: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, "B V"]: ...
 
 
 class LocalEngine:
-    """Samples from `backbone` with `adapter` on (None: the bare backbone)."""
+    """Samples from `backbone` with `adapter` on (None: the bare backbone).
 
-    def __init__(self, backbone: Backbone, cfg: RolloutConfig, *, adapter: str | None) -> None:
+    `packs` False decodes through transformers throughout: the obvious path, which any architecture takes that cannot be packed.
+    """
+
+    def __init__(self, backbone: Backbone, cfg: RolloutConfig, *, adapter: str | None, packs: bool = True) -> None:
         self.backbone, self.cfg, self.adapter = backbone, cfg, adapter
         self.stop_ids = (*backbone.codec.eos_ids, *_stop_ids(backbone, cfg.stop_token))
         self.version = 0
+        self.packs, self._is_known = packs, False
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The weights are the policy's own, so there is nothing to copy: only the version moves."""
@@ -45,48 +65,58 @@ class LocalEngine:
         ids = torch.full((rows, steps), self.backbone.codec.pad_id)
         logp = torch.zeros((rows, steps))
         mask = torch.zeros((rows, steps), dtype=torch.bool)
-        by_length = torch.argsort(prompts.mask.sum(1), stable=True)  # neighbours of like length waste little padding
-        for part in by_length.split(self.cfg.batch_size):
-            self._decode(prompts, part, uniforms, ids, logp, mask)
+        self._decode(prompts, uniforms, ids, logp, mask)
         width = int(mask.sum(1).max())
         ids, logp, mask = ids[:, :width], logp[:, :width], mask[:, :width]
         text = tuple(self.backbone.codec.text(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True))
         return Completions(ids, mask, logp, finished_rows(ids, mask, self.stop_ids), text, self.version)
 
-    def _decode(self, prompts: Prompts, part: Tensor, uniforms: Tensor, ids: Tensor, logp: Tensor, mask: Tensor) -> None:
-        """Decodes the rows `part` into the given tensors. `alive` are the rows that have not ended, in cache order."""
-        device, head = self.backbone.device, self.backbone.head(self.cfg.temperature)
-        width = int(prompts.mask[part].sum(1).max())
-        tokens = prompts.ids[part][:, prompts.ids.shape[1] - width :].to(device)
-        seen = prompts.mask[part][:, prompts.mask.shape[1] - width :].to(device)
-        stops = torch.tensor(self.stop_ids, device=device)
-        alive, cache = part, DynamicCache(config=self.backbone.model.config)
-        with self.backbone.using(self.adapter) as decoder:
-            for step in range(self.cfg.response_length):
-                position = (seen.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-                attention = None if bool(seen.all()) else seen.long()
-                states = decoder(
-                    input_ids=tokens, attention_mask=attention, position_ids=position, past_key_values=cache, use_cache=True
-                ).last_hidden_state[:, -1]
-                logp_all = torch.log_softmax(head.logits(states), dim=-1)
-                if bool(logp_all[:, 0].isnan().any()):  # one logit that is not finite makes the whole row NaN
-                    raise Diverged(
-                        f"the policy's log-probabilities are not finite at token {step + 1} of an answer, so nothing can be "
-                        "sampled: its weights have diverged. Lower learning_rate, or set ppo.target_kl."
-                    )
-                logp_all = restrict(logp_all, self.cfg.top_k, self.cfg.top_p)
-                token = inverse_cdf(logp_all, uniforms[alive, step].to(device))
-                ids[alive, step] = token.cpu()
-                logp[alive, step] = logp_all.gather(1, token[:, None])[:, 0].cpu()
-                mask[alive, step] = True
-                going = ~torch.isin(token, stops)
-                if not bool(going.any()):
-                    return
-                tokens, seen = token[:, None], torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-                if not bool(going.all()):
-                    keep = going.nonzero()[:, 0]
-                    alive, tokens, seen = alive[keep.cpu()], tokens[keep], seen[keep]
-                    cache.batch_select_indices(keep)
+    def is_last(self, rows: Int[Tensor, " B"], steps: Int[Tensor, " B"], tokens: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """True where an answer ends with the token that was drawn: `tokens` are those of `rows`, after `steps` others."""
+        del rows, steps
+        return torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
+
+    def _decode(self, prompts: Prompts, uniforms: Tensor, ids: Tensor, logp: Tensor, mask: Tensor) -> None:
+        """Writes answers to all prompts into the given tensors. `alive` are the rows being written, in the decoder's order."""
+        tokens_of = [row[keep].tolist() for row, keep in zip(prompts.ids, prompts.mask, strict=True)]
+        # neighbours of like length waste little padding; the longest first, so that no later prompt needs more room
+        waiting = sorted(range(len(prompts)), key=lambda i: -len(tokens_of[i]))
+        slots = min(self.cfg.batch_size, len(waiting))
+        device = self.backbone.device
+        decoder = self._decoder(slots, len(tokens_of[waiting[0]]) + self.cfg.response_length)
+        alive = steps = torch.zeros(0, dtype=torch.long)
+        tokens = alive.to(device)
+        while waiting or len(alive):
+            states = [decoder.step(tokens)] if len(alive) else []
+            free = slots - len(alive)
+            if waiting and (free == slots or (decoder.joins and free * REFILL_SHARE >= slots)):
+                entering, waiting = torch.tensor(waiting[:free]), waiting[free:]
+                states.append(decoder.begin([tokens_of[i] for i in entering]))
+                alive, steps = torch.cat([alive, entering]), torch.cat([steps, torch.zeros_like(entering)])
+            logits = decoder.logits(torch.cat(states), self.cfg.temperature)
+            tokens, chosen = draw(logits, uniforms[alive, steps].to(device), top_k=self.cfg.top_k, top_p=self.cfg.top_p)
+            chosen = chosen.cpu()
+            if bool(chosen.isnan().any()):  # one logit that is not finite makes the whole row NaN
+                first = int(steps[chosen.isnan()][0]) + 1
+                raise Diverged(
+                    f"the policy's log-probabilities are not finite at token {first} of an answer, so nothing can be sampled: "
+                    "its weights have diverged. Lower learning_rate, or set ppo.target_kl."
+                )
+            ids[alive, steps], logp[alive, steps], mask[alive, steps] = tokens.cpu(), chosen, True
+            steps = steps + 1
+            going = (steps < self.cfg.response_length) & ~self.is_last(alive, steps - 1, tokens).cpu()
+            if not bool(going.all()):
+                order = decoder.keep(going.nonzero()[:, 0].to(device))
+                alive, steps, tokens = alive[order.cpu()], steps[order.cpu()], tokens[order]
+
+    def _decoder(self, slots: int, capacity: int) -> Decoder:
+        """A packed decoder where this model has one; weights are packed anew each time, since they may have moved."""
+        if self.packs:
+            packed = packed_decoder(self.backbone, self.adapter, slots=slots, capacity=capacity, is_known=self._is_known)
+            self.packs = self._is_known = packed is not None
+            if packed is not None:
+                return packed
+        return PlainDecoder(self.backbone, self.adapter)
 
     def _check_context(self, prompts: Prompts) -> None:
         longest, context = int(prompts.mask.sum(1).max()), self.backbone.codec.context

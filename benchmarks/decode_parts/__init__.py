@@ -1,0 +1,1 @@
+"""Parts of benchmarks/decode.py: the work and the sides that do it."""

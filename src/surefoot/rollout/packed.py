@@ -1,0 +1,232 @@
+"""A decoder for sampling alone: Llama's blocks from weights packed for this machine, and a cache that rows join and leave.
+
+It computes what the transformers model computes, with fewer and larger steps: one product for query, key and value and one for
+gate and up, weights laid out once for the CPU's matrix kernels, keys and values written in place. `packed_decoder` asks both
+whether the result is the same, and gives None where it is not; sampling then goes through transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from surefoot.lm.adapters import low_rank_parts
+from surefoot.lm.backbone import Backbone
+
+ARCHITECTURES = ("llama", "mistral", "qwen2")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}  # of states, over the largest of them
+PROBE = ((13, 11, 12, 14, 16, 11), (12, 15, 10, 11, 14, 13))
+
+
+class PackedLinear:
+    """Linear layers side by side as one, with an adapter's change in it.
+
+    In float32 the change is added to the weight. In half precision most of it would be rounded away there, since it is small
+    beside the weight, so it stays a product of its own.
+    """
+
+    def __init__(self, layers: Sequence[Any], adapter: str | None, dtype: torch.dtype, rows: int) -> None:
+        parts = [low_rank_parts(layer, adapter) for layer in layers]
+        weight = torch.cat([part.weight for part in parts]).to(dtype)
+        biases = [part.bias for part in parts if part.bias is not None]
+        self.bias = torch.cat(biases).to(dtype) if biases else None
+        self.down, self.up = None, None
+        if any(part.down is not None for part in parts):
+            down = [part.down for part in parts if part.down is not None]
+            ups = [part.up if part.up is not None else part.weight.new_zeros(len(part.weight), 0) for part in parts]
+            if dtype == torch.float32:
+                weight += torch.block_diag(*ups).float() @ torch.cat(down).float()
+            else:
+                self.down, self.up = torch.cat(down).to(dtype), torch.block_diag(*ups).to(dtype).T.contiguous()
+        self.product = packed_product(weight, self.bias, rows)
+
+    def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
+        out = self.product(x)
+        return out if self.down is None or self.up is None else out.addmm_(linear(x, self.down), self.up)
+
+
+def packed_product(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b, with W laid out for products of about `rows` rows where this build of PyTorch can do that."""
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            probe = weight.new_ones(1, weight.shape[1])
+            torch.ops.mkldnn._linear_pointwise(probe, packed, bias, "none", [], "")
+        except (AttributeError, RuntimeError):  # another build, or a CPU without this dtype
+            return lambda x: linear(x, weight, bias)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return lambda x: linear(x, weight, bias)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBlock:
+    """One block of the decoder."""
+
+    before_attention: Any
+    before_mlp: Any
+    qkv: PackedLinear
+    out: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+    scaling: float
+
+
+class PackedDecoder:
+    """Rows that are being written: `begin` adds some, `step` goes on with all, `keep` drops some. Rows start at column 0.
+
+    `slots` rows of up to `capacity` tokens fit; their order is that of their coming, changed by `keep`.
+    """
+
+    joins = True  # rows may begin while others are being written
+
+    def __init__(self, backbone: Backbone, adapter: str | None, *, slots: int, capacity: int) -> None:
+        decoder, config = backbone.model.get_decoder(), backbone.model.config
+        self.embedding, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
+        self.dtype = backbone.autocast or decoder.norm.weight.dtype
+        self.num_kv = int(config.num_key_value_heads)
+        self.groups = int(config.num_attention_heads) // self.num_kv
+        self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+        def packed(*layers: Any) -> PackedLinear:
+            return PackedLinear(layers, adapter, self.dtype, slots)
+
+        self.blocks = [
+            PackedBlock(
+                before_attention=block.input_layernorm,
+                before_mlp=block.post_attention_layernorm,
+                qkv=packed(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+                out=packed(block.self_attn.o_proj),
+                gate_up=packed(block.mlp.gate_proj, block.mlp.up_proj),
+                down=packed(block.mlp.down_proj),
+                scaling=block.self_attn.scaling,
+            )
+            for block in decoder.layers
+        ]
+        shape = (len(self.blocks), slots, 2 * self.num_kv, capacity, self.head_width)
+        head = backbone.head()
+        self._head_dtype = head.weight.dtype
+        self._head = packed_product(head.weight, head.bias, slots)
+        self.cache = torch.zeros(shape, dtype=self.dtype, device=backbone.device)
+        self.lengths = torch.zeros(0, dtype=torch.long, device=backbone.device)
+
+    def begin(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]:
+        """Adds rows; the states after their last tokens. Equal rows (several samples of a prompt) are computed once."""
+        distinct = list(dict.fromkeys(tuple(row) for row in rows))
+        place = {row: i for i, row in enumerate(distinct)}
+        device = self.cache.device
+        back = torch.tensor([place[tuple(row)] for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in distinct], device=device)
+        width = max(len(row) for row in distinct)
+        ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in distinct], device=device)
+        first, held = len(self.lengths), len(self.lengths) + len(rows)
+        cos, sin = self._turns(torch.arange(width, device=device)[None])
+
+        def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
+            heads = self._turned(qkv, cos[0], sin[0]).unflatten(0, (len(distinct), width)).transpose(1, 2)
+            q, kv = heads.split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
+            self.cache[layer, first:held, :, :width] = kv[back]
+            k, v = (x.repeat_interleave(self.groups, dim=1) for x in kv.chunk(2, dim=1))
+            return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling).transpose(1, 2).flatten(0, 1).flatten(1)
+
+        states = self._through(ids.flatten(), attention).unflatten(0, (len(distinct), width))
+        self.lengths = torch.cat([self.lengths, lengths[back]])
+        return self.norm(states[torch.arange(len(distinct), device=device), lengths - 1])[back]  # type: ignore[no-any-return]
+
+    def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Appends a token to every row; the states after it."""
+        held, width = len(tokens), int(self.lengths.max()) + 1
+        every = torch.arange(held, device=tokens.device)
+        is_past = torch.arange(width, device=tokens.device) > self.lengths[:, None]
+        hidden = torch.zeros(is_past.shape, dtype=self.dtype, device=tokens.device).masked_fill_(is_past, -torch.inf)
+        cos, sin = self._turns(self.lengths[:, None])
+
+        def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
+            q, kv = self._turned(qkv, cos[:, 0], sin[:, 0]).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
+            cache = self.cache[layer]
+            cache[every, :, self.lengths] = kv
+            k, v = cache[:held, : self.num_kv, :width], cache[:held, self.num_kv :, :width]
+            grouped = q.unflatten(1, (self.num_kv, self.groups))  # the heads that share a key stand where positions do
+            return scaled_dot_product_attention(grouped, k, v, attn_mask=hidden[:, None, None], scale=scaling).flatten(1)
+
+        states = self._through(tokens, attention)
+        self.lengths = self.lengths + 1
+        return self.norm(states)  # type: ignore[no-any-return]
+
+    def keep(self, index: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
+        """Drops all rows but `index` (ascending) and tells the new order: the last rows move to the places that fell free."""
+        kept, device = len(index), index.device
+        stays = index[index < kept]
+        free = torch.ones(kept, dtype=torch.bool, device=device)
+        free[stays] = False
+        holes, moved = free.nonzero()[:, 0], index[index >= kept]
+        order = torch.arange(kept, device=device)
+        order[holes] = moved
+        width = int(self.lengths.max())
+        self.cache[:, holes, :, :width] = self.cache[:, moved, :, :width]
+        self.lengths = self.lengths[order]
+        return order
+
+    def logits(self, states: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, "B V"]:
+        """Logits at `temperature`, float32."""
+        return self._head(states.to(self._head_dtype)).float() / temperature
+
+    def _through(self, ids: Tensor, attention: Callable[[int, Tensor, float], Tensor]) -> Float[Tensor, "N D"]:
+        """States of tokens after the last block, before the final norm."""
+        x = self.embedding(ids)
+        for i, block in enumerate(self.blocks):
+            heads = attention(i, block.qkv(block.before_attention(x).to(self.dtype)), block.scaling)
+            x = x + block.out(heads)
+            gate, up = block.gate_up(block.before_mlp(x).to(self.dtype)).chunk(2, dim=1)
+            x = x + block.down(silu(gate) * up)
+        return x  # type: ignore[no-any-return]
+
+    def _turns(self, positions: Int[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of rotary positions, [B, L, 1, head_width]; the first half of a head gets -sin."""
+        cos, sin = self.rotary(self.norm.weight, position_ids=positions)
+        half = self.head_width // 2
+        return cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
+
+    def _turned(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Float[Tensor, "N H d"]:
+        """Heads of the joint product [N, H d], queries and keys turned by their positions, values as they are.
+
+        `cos` and `sin` are of N positions, or of the columns of N / columns rows.
+        """
+        heads = qkv.unflatten(1, (-1, self.head_width))
+        turning = heads[:, : -self.num_kv]
+        shape = turning.shape
+        turning = turning.unflatten(0, (-1, len(cos)))
+        turned = torch.addcmul(turning * cos, turning.roll(self.head_width // 2, -1), sin).reshape(shape)
+        return torch.cat([turned.to(self.dtype), heads[:, -self.num_kv :]], dim=1)
+
+
+def packed_decoder(
+    backbone: Backbone, adapter: str | None, *, slots: int, capacity: int, is_known: bool = False
+) -> PackedDecoder | None:
+    """The decoder, or None where it does not give what the transformers model gives: that is asked of both, unless `is_known`."""
+    config = backbone.model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config.model_type not in ARCHITECTURES or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return None
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return None
+    packed = PackedDecoder(backbone, adapter, slots=slots, capacity=max(capacity, len(PROBE[0])))
+    if not is_known and not _is_the_same(packed, backbone, adapter):
+        return None
+    packed.lengths = packed.lengths[:0]
+    return packed
+
+
+@torch.no_grad()
+def _is_the_same(packed: PackedDecoder, backbone: Backbone, adapter: str | None) -> bool:
+    """Whether both give the same states for a few tokens, some read together and two one by one."""
+    rows = torch.tensor(PROBE[: packed.cache.shape[1]], device=backbone.device) % backbone.model.config.vocab_size
+    steps = [packed.begin(rows[:, :-2].tolist()), packed.step(rows[:, -2]), packed.step(rows[:, -1])]
+    theirs = backbone.hidden(rows, adapter)[:, -3:].float()
+    gap = (torch.stack(steps, dim=1).float() - theirs).abs().max()
+    return not bool(gap > TOLERANCE[packed.dtype] * theirs.abs().max().clamp(min=1))  # not a number: nothing to tell apart

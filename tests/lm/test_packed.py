@@ -1,0 +1,171 @@
+"""The packed decoder against transformers' own forward, which is the oracle: the same tokens, log-probs to 1e-4."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from surefoot.config import ModelConfig, RolloutConfig
+from surefoot.lm.backbone import Backbone, from_objects
+from surefoot.rollout.local import LocalEngine
+from surefoot.rollout.packed import PackedDecoder, packed_decoder
+from surefoot.rollout.plain import PlainDecoder
+from surefoot.types import Completions, Prompts
+from tiny_language import make_backbone, make_policy, make_prompts, moved, random_rows, sharpened, single_tokens
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def written(backbone: Backbone, prompts: Prompts, *, packs: bool, adapter: str | None = None, **cfg: Any) -> Completions:
+    engine = LocalEngine(backbone, RolloutConfig(response_length=12, **cfg), adapter=adapter, packs=packs)
+    made = engine.generate(prompts, torch.Generator().manual_seed(1))
+    assert engine.packs is packs
+    return made
+
+
+def assert_equal(ours: Completions, theirs: Completions) -> None:
+    assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.mask, theirs.mask)
+    assert (ours.logp_sampler - theirs.logp_sampler).abs().max() < 1e-4
+    assert ours.text == theirs.text and torch.equal(ours.finished, theirs.finished)
+
+
+def prompts_of(backbone: Backbone, count: int = 12) -> Prompts:
+    """Prompts of many lengths, each of three of them twice."""
+    rows = random_rows(backbone, count - 3, 1, 9)
+    return make_prompts([*rows, *rows[:3]], backbone.codec.pad_id, extra=2)
+
+
+@pytest.mark.parametrize("adapter", ["policy", None])
+@pytest.mark.parametrize("batch_size", [64, 12, 5, 1])
+@pytest.mark.parametrize("tricks", [{}, {"temperature": 0.7}, {"top_k": 7, "top_p": 0.9}])
+def test_the_same_tokens_as_transformers_whatever_the_batch(
+    backbone: Backbone, adapter: str | None, batch_size: int, tricks: dict[str, Any]
+) -> None:
+    moved(make_policy(backbone))
+    prompts = prompts_of(backbone)
+    stops = tuple(single_tokens(backbone.codec.tokenizer).values())[::4]  # rows end at many lengths, so that places fall free
+    ours = written(backbone, prompts, packs=True, adapter=adapter, batch_size=batch_size, stop_token=stops, **tricks)
+    theirs = written(backbone, prompts, packs=False, adapter=adapter, batch_size=64, stop_token=stops, **tricks)
+    assert len(set(ours.mask.sum(1).tolist())) > 3
+    assert_equal(ours, theirs)
+
+
+def test_samples_of_one_prompt_share_its_reading(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts, each eight times: the first pass reads three rows."""
+    read: list[int] = []
+    through = PackedDecoder._through
+    monkeypatch.setattr(
+        PackedDecoder, "_through", lambda self, ids, attention: read.append(len(ids)) or through(self, ids, attention)
+    )
+    prompts = make_prompts([row for row in random_rows(backbone, 3, 4, 4) for _ in range(8)], backbone.codec.pad_id)
+    ours = written(backbone, prompts, packs=True)
+    assert 3 * 4 in read and 24 * 4 not in read
+    monkeypatch.undo()
+    assert_equal(ours, written(backbone, prompts, packs=False))
+
+
+def test_waiting_prompts_take_the_places_of_ended_rows(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight answers of 1, 12, 1, 12, ... tokens in four places: eleven steps more than the first, not twice eleven."""
+    steps: list[int] = []
+    step = PackedDecoder.step
+    monkeypatch.setattr(PackedDecoder, "step", lambda self, tokens: steps.append(len(tokens)) or step(self, tokens))
+    engine = LocalEngine(backbone, RolloutConfig(response_length=12, batch_size=4), adapter=None)
+    lengths = torch.tensor([1, 12] * 4)
+    monkeypatch.setattr(engine, "is_last", lambda rows, steps, tokens: steps + 1 >= lengths[rows])
+    prompts = make_prompts(random_rows(backbone, 8, 5, 5), backbone.codec.pad_id)
+    made = engine.generate(prompts, torch.Generator().manual_seed(0))
+    assert made.mask.sum(1).tolist() == lengths.tolist()
+    checked = 2  # steps of the comparison with transformers
+    assert len(steps) - checked < 2 * 11 and max(steps) <= 4
+
+
+@pytest.mark.parametrize(
+    "kind, config, is_packed",
+    [
+        (Qwen2ForCausalLM, Qwen2Config(**SIZES), True),  # biases on query, key and value
+        (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None, head_dim=16), True),
+        (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=4, head_dim=16), False),
+        (Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=8), False),  # norms on queries and keys
+        (GPT2LMHeadModel, GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=4, n_positions=128), False),
+    ],
+)
+def test_other_architectures_are_packed_where_they_are_the_same_and_sampled_plainly_where_not(
+    tokenizer: Any, kind: Any, config: Any, is_packed: bool
+) -> None:
+    torch.manual_seed(0)
+    model = sharpened(kind(config).eval())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_()
+    backbone = from_objects(model, tokenizer, ModelConfig(name="tiny"))
+    engine = LocalEngine(backbone, RolloutConfig(response_length=12), adapter=None)
+    ours = engine.generate(prompts_of(backbone), torch.Generator().manual_seed(1))
+    assert engine.packs is is_packed
+    assert_equal(ours, written(backbone, prompts_of(backbone), packs=False))
+
+
+def test_a_model_that_computes_something_else_is_not_packed(backbone: Backbone) -> None:
+    block = backbone.model.get_decoder().layers[1]
+    block.mlp.act_fn = torch.nn.GELU()
+    assert packed_decoder(backbone, None, slots=4, capacity=8) is None
+    assert packed_decoder(backbone, None, slots=4, capacity=8, is_known=True) is not None
+
+
+@pytest.mark.parametrize("adapter", ["policy", None])
+def test_in_bf16_an_adapter_far_smaller_than_a_weights_rounding_still_acts(
+    model: Any, tokenizer: Any, adapter: Literal["policy"] | None
+) -> None:
+    """Added to bf16 weights, changes of a thousandth are rounded away; the packed product keeps them apart."""
+    cfg = ModelConfig(name="tiny", dtype="bfloat16", lora_rank=4)
+    backbone = make_backbone(copy.deepcopy(model).bfloat16(), tokenizer, cfg)
+    policy = moved(make_policy(backbone, cfg=cfg), scale=0.003)
+    rows = random_rows(backbone, 6, 5, 5)
+    packed, plain = PackedDecoder(backbone, adapter, slots=6, capacity=6), PlainDecoder(backbone, adapter)
+    with torch.no_grad():
+        ours, theirs = packed.begin(rows).float(), plain.begin(rows).float()
+    assert (ours - theirs).abs().mean() < 0.02
+    layer = policy.model.get_decoder().layers[0].mlp.up_proj
+    down, up = layer.lora_A["policy"].weight, layer.lora_B["policy"].weight * layer.scaling["policy"]
+    x = torch.randn(200, down.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+    if adapter is None:
+        return
+    exact = x.float() @ (up @ down).T
+    gate_up = packed.blocks[0].gate_up
+    assert gate_up.down is not None and gate_up.up is not None
+    apart = ((x @ gate_up.down.T) @ gate_up.up)[:, -len(up) :].float()
+    base = layer.get_base_layer().weight
+    merged = x.float() @ ((base.float() + up @ down).bfloat16().float() - base.float()).T
+    assert (apart - exact).norm() < 0.02 * exact.norm()
+    assert (merged - exact).norm() > 0.2 * exact.norm()
+
+
+def test_weights_that_are_no_numbers_stop_the_run(backbone: Backbone) -> None:
+    from surefoot.errors import Diverged
+
+    engine = LocalEngine(backbone, RolloutConfig(response_length=3), adapter=None)
+    with torch.no_grad():
+        backbone.model.get_decoder().layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(Diverged, match="at token 1 of an answer"):
+        engine.generate(prompts_of(backbone), torch.Generator().manual_seed(0))
