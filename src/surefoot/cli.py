@@ -272,7 +272,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = TYPER_INTERRUPTED
     except usage_error as problem:
-        _complain("UsageError", f"{str(problem).rstrip('.')}{'' if str(problem).endswith('?') else '.'} See surefoot --help.")
+        said = str(problem.format_message())  # type: ignore[attr-defined]  # with the option's name, which str() leaves out
+        _complain("UsageError", f"{said.rstrip('.')}{'' if said.endswith('?') else '.'} See surefoot --help.")
         return USAGE_STATUS
     except BrokenPipeError:  # `surefoot ... | head`
         sys.stderr.close()

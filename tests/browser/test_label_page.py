@@ -233,6 +233,19 @@ def test_the_word_difference_is_marked_and_the_text_stays_the_same(server: Label
     assert page.locator("mark").count() == 0
 
 
+def test_words_and_not_spaces_say_what_two_texts_share(server: LabelServer, chromium: Any) -> None:
+    page, _ = enter(chromium, server)
+    texts = [
+        "the young actor, whom I had not seen before, is a find.",
+        "the young actor is a find, the old one is tired, as I was.",
+    ]
+    left, right = page.evaluate("async (texts) => (await import('/static/diff.js')).compare(...texts)", texts)
+    assert left == [["the young actor", True], [", whom I had not seen before,", False], [" is a find.", True]]
+    assert right == [["the young actor is a find", True], [", the old one is tired, as I was", False], [".", True]]
+    for text, parts in zip(texts, (left, right), strict=True):
+        assert "".join(part for part, _ in parts) == text
+
+
 def test_models_are_told_after_the_vote_alone(server: LabelServer, chromium: Any) -> None:
     page, _ = enter(chromium, server)
     assert "model-" not in page.content()
@@ -326,13 +339,23 @@ def test_a_phone_shows_the_choices_at_the_bottom_while_one_reads(tmp_path: Path,
     with LabelServer(make_store(tmp_path / "p.db", 3, words=120)) as server:
         page, _ = enter(chromium, server, has_touch=True)
         page.set_viewport_size({"width": 390, "height": 780})
-        box = page.locator(".pick[data-pick=left]").bounding_box()
-        assert 0 < box["y"] < 780 and box["height"] >= 44
+        for place in (".pick[data-pick=left]", ".pick[data-pick=skip]", "#undo", "#sending"):
+            box = page.locator(place).bounding_box()
+            assert 0 < box["y"] < box["y"] + box["height"] <= 780, place
+        assert page.locator(".pick[data-pick=left]").bounding_box()["height"] >= 44
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        last = [page.locator(place).bounding_box() for place in ("#note", ".choices")]
+        assert last[0]["y"] + last[0]["height"] <= last[1]["y"]  # nothing lies below the choices for good
         view = page.get_attribute("body", "data-view")
         page.tap(".pick[data-pick=left]")
         page.wait_for_function("view => document.body.dataset.view !== view", arg=view)
+        assert page.evaluate("window.scrollY") == 0  # the next pair is read from its beginning
         all_saved(page)
         assert len(votes(server.store)) == 1
+        server.kill()
+        page.tap(".pick[data-pick=left]")
+        page.wait_for_selector("body[data-waiting='1']")
+        assert page.locator("#sending").bounding_box()["y"] < 780 and "1 vote waits" in page.inner_text("#sending")
 
 
 def test_an_empty_queue_says_so(tmp_path: Path, chromium: Any) -> None:

@@ -118,7 +118,11 @@ def test_a_folder_in_use_is_refused_when_resume_is_never(stage, capsys):
             ["chat", "x", "--model.name=y"],
             "ConfigError: command line: --model.name is given, but chat takes the model as its first word.",
         ),
-        (["report"], "UsageError: Missing parameter: run. See surefoot --help."),
+        (["report"], "UsageError: Missing argument 'RUN'. See surefoot --help."),
+        (
+            ["label", "--port", "99999"],
+            "UsageError: Invalid value for '--port': Input should be less than or equal to 65535. See surefoot --help.",
+        ),
         (["ppo", "--out"], "UsageError: Option '--out' requires an argument. See surefoot --help."),
     ],
 )

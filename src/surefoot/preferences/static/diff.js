@@ -6,9 +6,11 @@ function words(text) {
   return text.match(/\s+|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]|[\p{L}\p{N}_'’]+|[^]/gu) ?? [];
 }
 
-// For each text its words, [word, is in the other], by the longest common subsequence.
+// For each text its parts, [text, is in the other], by the longest common subsequence of words. Spaces take no part in it: there
+// are so many that they would outweigh the words.
 export function compare(left, right) {
-  const [a, b] = [words(left), words(right)];
+  const texts = [words(left), words(right)];
+  const [a, b] = texts.map((all) => all.filter((word) => word.trim()));
   const [keptA, keptB] = [new Array(a.length).fill(false), new Array(b.length).fill(false)];
   let start = 0;
   while (start < a.length && start < b.length && a[start] === b[start]) keptA[start] = keptB[start++] = true;
@@ -27,6 +29,18 @@ export function compare(left, right) {
       else j++;
     }
   }
-  const told = (all, kept) => all.map((word, i) => [word, kept[i] || !word.trim()]);
-  return [told(a, keptA), told(b, keptB)];
+  return [parts(texts[0], keptA), parts(texts[1], keptB)];
+}
+
+// Words and spaces as few parts: a space between two words that differ belongs to them.
+function parts(all, kept) {
+  let next = 0;
+  const shared = all.map((word) => (word.trim() ? kept[next++] : null));
+  const runs = [];
+  all.forEach((text, i) => {
+    const isShared = shared[i] ?? (shared[i - 1] !== false || shared[i + 1] !== false);
+    if (runs.at(-1)?.[1] === isShared) runs.at(-1)[0] += text;
+    else runs.push([text, isShared]);
+  });
+  return runs;
 }

@@ -148,6 +148,7 @@ function draw() {
   drawText($("prompt-text"), item.prompt);
   drawAnswers();
   for (const id of ["prompt-text", "left-text", "right-text"]) $(id).scrollTop = 0;
+  window.scrollTo(0, 0); // on a phone the page scrolls, not its parts
   if (!document.activeElement || document.activeElement === document.body || $("desk").contains(document.activeElement))
     $("prompt").focus({ preventScroll: true }); // a screen reader goes on with the prompt
 }
@@ -166,9 +167,9 @@ function drawText(place, messages, marks = null) {
   if (marks) {
     const paragraph = document.createElement("p");
     paragraph.dir = "auto";
-    for (const [word, isShared] of marks) {
-      if (isShared) paragraph.append(word);
-      else paragraph.append(Object.assign(document.createElement("mark"), { textContent: word }));
+    for (const [part, isShared] of marks) {
+      if (isShared) paragraph.append(part);
+      else paragraph.append(Object.assign(document.createElement("mark"), { textContent: part }));
     }
     place.append(paragraph);
     return;
