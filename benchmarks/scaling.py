@@ -107,10 +107,10 @@ def point(work: Work, shape: Shape, asked: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def slope(costs: Sequence[float]) -> float:
-    """The least-squares slope of log cost over log factor; NaN where a cost is 0."""
+def slope(costs: Sequence[float]) -> float | None:
+    """The least-squares slope of log cost over log factor; None where a cost is too small to be seen."""
     if min(costs) <= 0:
-        return math.nan
+        return None
     return round(statistics.linear_regression([math.log(f) for f in FACTORS], [math.log(cost) for cost in costs]).slope, 3)
 
 
@@ -127,7 +127,7 @@ def table(facts: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]]) -> st
     for name, axis in axes.items():
         seconds = ", ".join(f"{p['seconds']:.2f}" for p in axis["points"])
         memory = ", ".join(f"{p['memory_gib'] * 1024:.0f}" for p in axis["points"])
-        exponents = " | ".join(f"{axis['exponents'][cost]:.2f}" for cost in COSTS)
+        exponents = " | ".join("" if axis["exponents"][cost] is None else f"{axis['exponents'][cost]:.2f}" for cost in COSTS)
         lines.append(f"| {name} | {seconds} | {memory} | {exponents} |")
     return "\n".join(lines)
 

@@ -46,6 +46,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of frozen weights; what is trained keeps float32 masters"
     )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: one GPU (docs/performance.md says what is tested of it)")
     tuning: Literal["lora", "full"] = Field(
         "lora", description="lora: adapters on one shared backbone; full: every weight, separate models"
     )
@@ -328,6 +329,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **{f"alarm_{name}": _WATCHED for name in ("length", "variety", "reward_length", "entropy", "kl", "fluency")},
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "start": "a run of control goes on from its own checkpoints alone",
+    "tis_cap": "actions are sampled by the networks that learn, with the same arithmetic",
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",
     "reward_scale": "control.normalize_rewards divides rewards by a running deviation",

@@ -23,6 +23,9 @@ class PPOConfig(OptimizerConfig):
     beta_rate: PositiveFloat = Field(10.0, description="alpha of 8.3.4, 1/nat (exponential)")
     beta_horizon: PositiveInt = Field(10_000, description="steps (proportional)")
     target_kl: PositiveFloat | None = Field(None, description="stop the update above 1.5 times this KL(old || new), nats a step")
+    tis_cap: PositiveFloat | None = Field(
+        None, description="weigh a token's advantage by min(pi_old / pi_sampler, this); default: the sampler counts as pi_old"
+    )
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     # the tether to the reference
     kl_coef: ZeroOrMore = Field(0.05, description="eta of 8.3.5: weight of the KL between policy and SFT model, 1/nat")

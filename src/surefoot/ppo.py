@@ -167,12 +167,13 @@ def ppo_update(
     one order of all rows, and a rank takes its share of each minibatch. So one seed gives one result for any number of ranks.
     Learning rates (`optim.set_learning_rates`) and coefficients are the caller's and hold for the whole update.
 
-    Advantages are standardised here over all valid steps (`whiten_advantages`). Before the first step the policy is the
-    rollout's, and a ratio other than 1 is an error; `half_precision` says that float32 weights compute in less (autocast), and
-    then its mean may be off by rounding. `target_kl` is looked at before each step. A step whose loss, figures or
-    gradient norm are not finite on any rank is not taken; figures of UpdateStats leave such a minibatch out, and are 0 where none
-    is left. `critic_only` moves no weight of the policy, not even by a shared trunk. `kl_after` is measured by a pass over the
-    rollout where a rule of beta reads it, and otherwise is that of the last minibatch before its step.
+    Advantages are standardised here over all valid steps (`whiten_advantages`), then multiplied by `batch.weights`. Before the
+    first step the policy is the rollout's, and a ratio other than 1 is an error; `half_precision` says that float32 weights
+    compute in less (autocast), and then its mean may be off by rounding. `target_kl` is looked at before each step. A step
+    whose loss, figures or gradient norm are not finite on any rank is not taken; figures of UpdateStats leave such a
+    minibatch out, and are 0 where none is left. `critic_only` moves no weight of the policy, not even by a shared trunk.
+    `kl_after` is measured by a pass over the rollout where a rule of beta reads it, and otherwise is that of the last
+    minibatch before its step.
 
     Where the actor-critic has hand-written gradients (`types.NetsOwner`) and the update needs no more, they take the place of
     autograd on `ppo_loss`, with the same result up to rounding.
@@ -282,7 +283,7 @@ def next_coefficient(rule: Rule, coef: float, kl: float, *, target: float, rate:
 
 
 def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:
-    """The batch with standardised advantages; refuses one that cannot be cut or holds no valid step."""
+    """The batch with standardised and weighed advantages; refuses one that cannot be cut or holds no valid step."""
     rows, parts = len(batch), cfg.num_mini_batches
     if rows % parts:
         allowed = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
@@ -291,7 +292,8 @@ def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:
         raise TrainingError(
             f"None of the {rows} rows of the rollout has a valid step. Look at the reward source and the prompts."
         )
-    return replace(batch, advantages=standardize(batch.advantages, batch.mask)) if cfg.whiten_advantages else batch
+    advantages = standardize(batch.advantages, batch.mask) if cfg.whiten_advantages else batch.advantages
+    return replace(batch, advantages=advantages if batch.weights is None else advantages * batch.weights)
 
 
 def _share(batch: PPOBatch, chosen: Tensor, cfg: PPOConfig, runtime: Runtime) -> Iterator[PPOBatch]:

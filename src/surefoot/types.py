@@ -88,7 +88,8 @@ class PPOBatch:
     """All that `ppo_update` needs of a rollout. Control rows are [N*T, 1], token rows [B, T]; `states` are never looked into.
 
     `dist_old` is kept where an exact KL(pi_old || pi_theta) is wanted; `logp_ref` and `dist_ref` where the tether to the
-    reference stands in the loss. `logp_rounding`, nats, is what rounding alone may do to `logp_old` where that can be much.
+    reference stands in the loss. `weights`, detached, multiply the advantages after they are standardised: importance weights of
+    samples that another policy drew. `logp_rounding`, nats, is what rounding alone may do to `logp_old` where that can be much.
     """
 
     states: Opaque
@@ -101,6 +102,7 @@ class PPOBatch:
     dist_old: Opaque | None = None
     logp_ref: Float[Tensor, "B T"] | None = None
     dist_ref: Opaque | None = None
+    weights: Float[Tensor, "B T"] | None = None
     logp_rounding: Float[Tensor, "B T"] | None = None
 
     def __len__(self) -> int:

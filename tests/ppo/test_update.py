@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surefoot.config import PPOConfig
+from surefoot.core import standardize
 from surefoot.errors import ConfigError, Interrupted, TrainingError
 from surefoot.optim import make_optimizer
 from surefoot.ppo import next_coefficient, ppo_update
@@ -244,6 +245,21 @@ def test_float32_weights_that_compute_in_half_precision_are_held_to_its_bound(ga
             update(policy, batch, settings(), half_precision=True)
     else:
         assert update(policy, batch, settings(), half_precision=True).first_log_ratio == pytest.approx(gap, rel=0.01)
+
+
+@pytest.mark.parametrize("objective", ["clip", "penalty", "policy_gradient"])
+@pytest.mark.parametrize("whiten", [True, False])
+def test_weights_multiply_advantages_after_they_are_standardised(objective: Any, whiten: bool) -> None:
+    cfg = settings(objective=objective, whiten_advantages=whiten)
+    (weighed, batch), (by_hand, _) = fresh(), fresh()
+    weights = torch.linspace(0.2, 1.8, batch.mask.numel()).reshape(batch.mask.shape)
+    update(weighed, replace(batch, weights=weights), cfg)
+    advantages = standardize(batch.advantages, batch.mask) if whiten else batch.advantages
+    update(by_hand, replace(batch, advantages=advantages * weights), cfg.model_copy(update={"whiten_advantages": False}))
+    assert largest_difference(weights_of(weighed), weights_of(by_hand)) == 0
+    plain, _ = fresh()
+    update(plain, batch, cfg)
+    assert largest_difference(weights_of(weighed), weights_of(plain)) > 1e-4
 
 
 def test_equal_seeds_give_equal_bytes_and_another_order_does_not() -> None:

@@ -92,7 +92,9 @@ def low_rank_parts(layer: Any, name: str | None) -> LowRank:
     base: Any = layer.get_base_layer()
     if name is None or name not in layer.lora_A:
         return LowRank(base.weight, base.bias, None, None)
-    return LowRank(base.weight, base.bias, layer.lora_A[name].weight, layer.scaling[name] * layer.lora_B[name].weight)
+    down: Any = layer.lora_A[name]
+    up: Any = layer.lora_B[name]
+    return LowRank(base.weight, base.bias, down.weight, layer.scaling[name] * up.weight)
 
 
 @contextmanager

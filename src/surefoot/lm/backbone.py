@@ -114,8 +114,8 @@ def save_weights(kind: type, config: Any, weights: dict[str, Tensor], folder: Pa
     plain.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
 
 
-def load_backbone(cfg: ModelConfig, device: torch.device | str = "cpu") -> Backbone:
-    """Loads `cfg.name`.
+def load_backbone(cfg: ModelConfig, device: torch.device | str | None = None) -> Backbone:
+    """Loads `cfg.name` onto `device` (None: cfg.device).
 
     Weights that are trained whole stay float32 and compute in cfg.dtype; frozen ones are kept in cfg.dtype.
     """
@@ -133,7 +133,7 @@ def from_objects(
     *,
     source: str = "object",
     fingerprint: str = "",
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Backbone:
     """A backbone from objects already loaded; the model is frozen, and kept in float32 where every weight will be trained.
 
@@ -152,13 +152,23 @@ def from_objects(
         context=min(limit, cfg.max_length or limit),
         template=cfg.template,
     )
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(_device(cfg) if device is None else device).eval().requires_grad_(False)
     if cfg.tuning == "full":
         model = model.float()  # masters, whatever the object was
     autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
     backbone = Backbone(model, codec, fingerprint, source, autocast)
     _check_head(backbone)
     return backbone
+
+
+def _device(cfg: ModelConfig) -> str:
+    """Raises ModelError where cfg.device is not there."""
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"model.device = 'cuda', but torch {torch.__version__} finds no GPU. Use model.device = 'cpu', or install a build of "
+            "torch for CUDA and look at nvidia-smi."
+        )
+    return cfg.device
 
 
 @torch.no_grad()

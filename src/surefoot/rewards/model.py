@@ -203,7 +203,8 @@ def _separate(folder: Path, facts: RewardFacts, policy: Codec | None, batch_size
     codec = Codec(
         tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain"
     )
-    return SeparateRewardModel(model.eval().requires_grad_(False), codec, facts, batch_size, reads_ids=same)
+    model = model.to(backbone.device).eval().requires_grad_(False)
+    return SeparateRewardModel(model, codec, facts, batch_size, reads_ids=same)
 
 
 def _score_weight(folder: Path) -> Tensor:

@@ -102,6 +102,8 @@ def rollout(
     terminated = last & (finished[:, None] | torch.tensor(not cfg.bootstrap_cut, device=device))
     advantages = gae(rewards, seen.values, seen.next_values, terminated, last, gamma=cfg.gamma, lam=cfg.lam)
     advantages = torch.where(mask, advantages, 0.0)
+    log_gap = torch.where(mask, seen.logp - completions.logp_sampler.to(device), 0.0)
+    weights = None if cfg.tis_cap is None else truncated_weights(log_gap, cfg.tis_cap)
     batch = PPOBatch(
         states=replace(context, begun=begun),
         actions=ids,
@@ -113,9 +115,13 @@ def rollout(
         dist_old=seen.dist_old,
         logp_ref=seen.logp_ref if cfg.kl_in == "loss" else None,
         dist_ref=seen.dist_ref,
+        weights=weights,
     )
     sequence_kl = seen.kl.sum(1)
-    metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, completions, kl_coef)
+    metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, log_gap, kl_coef)
+    if weights is not None and cfg.tis_cap is not None:
+        metrics["val/sampler_weight"] = masked_mean(weights, mask).item()
+        metrics["val/sampler_weight_capped"] = masked_mean((log_gap.exp() > cfg.tis_cap).float(), mask).item()
     metrics |= part_metrics(scores, valid)
     metrics |= drift_metrics(completions.text, mask, finished, scores.value.to(device), seen.kl, seen.logp_ref)
     return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
@@ -136,6 +142,16 @@ def penalised(
 ) -> Float[Tensor, " B"]:
     """Scores less missing_eos_penalty where length cut the answer, less length_penalty a token."""
     return scores - cfg.missing_eos_penalty * (~finished).float() - cfg.length_penalty * mask.sum(1)
+
+
+def truncated_weights(log_gap: Float[Tensor, "B T"], cap: float) -> Float[Tensor, "B T"]:
+    """min(pi_old / pi_sampler, cap) of each token, from log pi_old - log pi_sampler: truncated importance sampling.
+
+    The policy gradient is an expectation under pi_old; where the sampler's arithmetic differs (bf16, another engine, top-p) the
+    samples are another distribution's, and their ratio makes up for it. The cap bounds the variance that costs, at a bias
+    where it cuts (Ionides 2008).
+    """
+    return log_gap.exp().clamp(max=cap)
 
 
 def last_steps(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
@@ -191,12 +207,11 @@ def _metrics(
     scores: Tensor,
     paid: Tensor,
     sequence_kl: Tensor,
-    completions: Completions,
+    log_gap: Tensor,
     kl_coef: float,
 ) -> dict[str, float]:
     """The rollout's half of the metric keys; means over valid rows, or over valid tokens where a key is per token."""
     lengths = mask.sum(1).float()
-    gap = torch.where(mask, seen.logp - completions.logp_sampler.to(seen.logp.device), 0.0)
     rows = {
         "objective/kl": sequence_kl,
         "objective/entropy": torch.where(mask, seen.entropy, 0.0).sum(1),
@@ -210,7 +225,7 @@ def _metrics(
     out["response_length/max"] = lengths.max().item()
     out["val/num_eos_tokens"] = float((finished & valid).sum().item())
     out["val/num_unscored"] = float((~valid).sum().item())
-    out["val/sampler_gap"] = masked_mean(gap.abs(), mask).item()
+    out["val/sampler_gap"] = masked_mean(log_gap.abs(), mask).item()
     return out
 
 
