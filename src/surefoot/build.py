@@ -165,7 +165,14 @@ def build_ppo(
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     every = sum(p.numel() for p in policy.parameters())
     say(f"policy: {trained / 1e6:.2f} M trainable weights of {every / 1e6:.1f} M; {len(chosen)} prompts")
-    return PPOParts(policy, engine_of(cfg, policy.backbone, policy.policy_adapter), source, chosen, judges or judges_of(cfg))
+    return PPOParts(
+        policy,
+        engine_of(cfg, policy.backbone, policy.policy_adapter),
+        source,
+        chosen,
+        judges or judges_of(cfg),
+        reference=(backbone, engine_of(cfg, backbone, None)) if ppo.alarms == "label" else None,
+    )
 
 
 def build_evaluate(
@@ -238,7 +245,7 @@ def build_compare(
 
 def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
     """What ranks pairs: only what pairs.select and pairs.best_of need is loaded."""
-    source, seen, against = None, None, None
+    source, against = None, None
     if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
         raise ConfigError(
             f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
@@ -246,18 +253,16 @@ def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judge
         )
     if cfg.pairs.needs_reward:
         source = reward_source(cfg, backbones[0], reward)
-    if cfg.pairs.select == "distance":
-        seen = TrainedOn.load(Path(cfg.reward_source.source or ""))
-        if seen is None:
-            raise ConfigError(
-                f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
-                f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
-            )
+    if cfg.pairs.select == "distance" and TrainedOn.load(Path(cfg.reward_source.source or "")) is None:
+        raise ConfigError(
+            f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
+            f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
+        )
     if cfg.pairs.against is not None:
         against = load_backbone(cfg.model.model_copy(update={"name": cfg.pairs.against}))
         for backbone in backbones:
             _same_tokens(backbone, against, "pairs.against")
-    return Judgement(source, seen, against, cfg.rollout.temperature)
+    return Judgement(source, against, cfg.rollout.temperature)
 
 
 def authors(cfg: Config, named: Sequence[tuple[str, Backbone]], rows: Rows | None, setting: str, say: Say) -> tuple[Author, ...]:
