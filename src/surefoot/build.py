@@ -173,7 +173,8 @@ def build_ppo(
         looked_at = HeldOut(held_out, prompts_of(cfg, backbone, held_out.prompts, "data.eval_prompts", say), cfg)
     engine = engine_of(cfg, policy.backbone, policy.policy_adapter)
     asked = judges if judges is not None else judges_of(cfg)
-    return PPOParts(policy, engine, source, chosen, asked, held_out=looked_at)
+    reference = (backbone, engine_of(cfg, backbone, None)) if ppo.alarms == "label" else None
+    return PPOParts(policy, engine, source, chosen, asked, held_out=looked_at, reference=reference)
 
 
 def build_evaluate(
@@ -246,7 +247,7 @@ def build_compare(
 
 def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
     """What ranks pairs: only what pairs.select and pairs.best_of need is loaded."""
-    source, seen, against = None, None, None
+    source, against = None, None
     if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
         raise ConfigError(
             f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
@@ -259,18 +260,16 @@ def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judge
             f"pairs.select = disagreement: reward_source.source = {cfg.reward_source.source!r} is no ensemble, so nobody in it "
             "disagrees. Train one with `surefoot reward --reward.ensemble 4`, or use pairs.select = uncertainty."
         )
-    if cfg.pairs.select == "distance":
-        seen = TrainedOn.load(Path(cfg.reward_source.source or ""))
-        if seen is None:
-            raise ConfigError(
-                f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
-                f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
-            )
+    if cfg.pairs.select == "distance" and TrainedOn.load(Path(cfg.reward_source.source or "")) is None:
+        raise ConfigError(
+            f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
+            f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
+        )
     if cfg.pairs.against is not None:
         against = load_backbone(cfg.model.model_copy(update={"name": cfg.pairs.against}))
         for backbone in backbones:
             _same_tokens(backbone, against, "pairs.against")
-    return Judgement(source, seen, against, cfg.rollout.temperature)
+    return Judgement(source, against, cfg.rollout.temperature)
 
 
 def authors(cfg: Config, named: Sequence[tuple[str, Backbone]], rows: Rows | None, setting: str, say: Say) -> tuple[Author, ...]:

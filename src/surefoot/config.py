@@ -326,7 +326,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     "total_episodes": "control.total_timesteps says how long the run is",
     "max_rollbacks": "a diverged agent stops the run; its last checkpoint is good",
     **dict.fromkeys(("ratio_max", "grad_norm_max", "alarms"), _WATCHED),
-    **{f"alarm_{name}": _WATCHED for name in ("length", "variety", "reward_length", "entropy", "kl", "fluency")},
+    **dict.fromkeys((name for name in PPOConfig.model_fields if name.startswith("alarm_")), _WATCHED),
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "start": "a run of control goes on from its own checkpoints alone",
     "tis_cap": "actions are sampled by the networks that learn, with the same arithmetic",

@@ -81,17 +81,30 @@ class PPOConfig(OptimizerConfig):
     grad_norm_max: PositiveFloat | None = Field(
         1e6, description="stop with exit 3 when an update's mean gradient norm, before clipping, passes this"
     )
-    alarms: Literal["off", "warn", "stop"] = Field(
-        "warn", description="drift alarms (docs/trust.md): events and report, or stop with exit 3"
+    alarms: Literal["off", "warn", "stop", "tether", "label"] = Field(
+        "warn",
+        description="drift alarms (docs/trust.md): events and report; or besides stop with exit 3, raise kl_coef, or queue the "
+        "most suspicious answers for people to label",
     )
     alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
     alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
-    alarm_reward_length: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.7, description="correlation of reward with length, either way"
+    alarm_feature: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of the reward's variance that length, repetition, a token or its place explains, not the judges"
     )
+    alarm_feature_unjudged: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="the same where there are no judges")
     alarm_entropy: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="entropy below this share of the start's")
     alarm_kl: PositiveFloat = Field(25.0, description="KL to the SFT model, nats a sequence")
     alarm_fluency: PositiveFloat = Field(1.0, description="fall of an answer's log-prob under the SFT model, nats a token")
+    alarm_distance: PositiveFloat = Field(
+        1.5, description="distance of answers from those the reward model was trained on, as a multiple of the start's"
+    )
+    alarm_prompts: PositiveFloat = Field(5.0, description="shift of the prompts' means since the start, in standard errors")
+    alarm_tether_factor: Annotated[float, Field(gt=1)] = Field(1.5, description="alarms = tether: what kl_coef is multiplied by")
+    alarm_tether_max: PositiveFloat = Field(1.0, description="alarms = tether: kl_coef is not raised beyond this, 1/nat")
+    alarm_labels: PositiveInt = Field(8, description="alarms = label: answers queued when an alarm begins to ring")
+    alarm_store: str | None = Field(
+        None, description="alarms = label: preference store; default: preferences.db in the run folder"
+    )
     save_every: PositiveInt = Field(1, description="updates between checkpoints")
     learning_rate: PositiveFloat = 1e-4
     lr_scheduler: Scheduler = "constant"
@@ -121,6 +134,15 @@ class PPOConfig(OptimizerConfig):
         if self.alarms == "off":
             limits = tuple(name for name in type(self).model_fields if name.startswith("alarm_"))
             self.refuse_without_effect(limits, 'alarms = "off"')
+        if self.alarms != "tether":
+            self.refuse_without_effect(("alarm_tether_factor", "alarm_tether_max"), f'alarms = "{self.alarms}" raises no tether')
+        elif not 0 < self.kl_coef < self.alarm_tether_max:
+            raise ValueError(
+                f'kl_coef = {self.kl_coef:g} with alarms = "tether": an alarm multiplies it, up to alarm_tether_max = '
+                f"{self.alarm_tether_max:g}. Use one between 0 and that."
+            )
+        if self.alarms != "label":
+            self.refuse_without_effect(("alarm_labels", "alarm_store"), f'alarms = "{self.alarms}" queues no answers')
         if self.objective == "policy_gradient":
             self.refuse_without_effect(("ratio_max",), 'objective = "policy_gradient" has no ratio')
         if self.objective != "clip":

@@ -65,11 +65,17 @@ class Completions:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One number an answer, with its parts by name. `valid` False masks the whole row, before any standardising."""
+    """One number an answer, with its parts by name. `valid` False masks the whole row, before any standardising.
+
+    `distance` is how far each answer lies from what a reward model was trained on, `percentile` the share of its held-out
+    answers, 0 to 100, that lie nearer; None where the source is no reward model that knows.
+    """
 
     value: Float[Tensor, " B"]
     parts: Mapping[str, Float[Tensor, " B"]]
     valid: Bool[Tensor, " B"]
+    distance: Float[Tensor, " B"] | None = None
+    percentile: Float[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

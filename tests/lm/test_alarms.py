@@ -14,9 +14,12 @@ from surefoot.api import PPORun
 from surefoot.config import PPOConfig
 from surefoot.diagnostics import report
 from surefoot.diagnostics.metrics import find_metric
-from surefoot.errors import TrainingError
+from surefoot.errors import ConfigError, TrainingError
+from surefoot.preferences import PreferenceStore
 from surefoot.runs import read_jsonl
 from surefoot.stages.alarms import NAMES, Watch, advice, alarm_metrics
+from surefoot.stages.countermeasures import tethered
+from surefoot.stages.ppo_state import Carried
 from tiny_language import make_backbone, single_tokens
 
 HEALTHY = {
@@ -26,7 +29,14 @@ HEALTHY = {
     "policy/entropy_avg": 2.0,
     "drift/fluency": -2.0,
     "drift/eos_rate": 0.9,
-    "drift/reward_length_corr": 0.1,
+    "drift/distance": 1.0,
+    "drift/reward_length": 0.02,
+    "drift/reward_repetition": 0.0,
+    "drift/reward_token": 0.03,
+    "drift/reward_position": 0.01,
+    "drift/prompt_length": 1.0,
+    "drift/prompt_tokens": 1.0,
+    "drift/prompt_states": 1.2,
     "objective/kl": 4.0,
 }
 OUT_OF_RANGE = [
@@ -34,8 +44,14 @@ OUT_OF_RANGE = [
     ("length", "response_length/mean", 9.0, "answers have 9.0 tokens, and had 20.0"),
     ("repetition", "drift/distinct_2", 0.45, "0.45 of all word pairs are different ones, and 0.80 were"),
     ("repetition", "drift/repetition", 0.45, "45% of an answer's phrases stood in it before, and 2% did"),
-    ("reward_length", "drift/reward_length_corr", 0.8, "the reward goes with the length of an answer (correlation +0.80)"),
-    ("reward_length", "drift/reward_length_corr", -0.8, "with the shortness of an answer (correlation -0.80)"),
+    ("reward_length", "drift/reward_length", 0.4, "the reward pays for FEATURE, which explains 40% of its variance"),
+    ("reward_repetition", "drift/reward_repetition", 0.4, "pays for FEATURE, which explains 40%"),
+    ("reward_token", "drift/reward_token", 0.4, "pays for FEATURE, which explains 40%"),
+    ("reward_position", "drift/reward_position", 0.4, "pays for FEATURE, which explains 40%"),
+    ("distance", "drift/distance", 1.6, "answers lie 1.60 from what the reward model was trained on, and lay 1.00"),
+    ("prompts", "drift/prompt_length", 36.0, "length by 36 squared standard errors): prompts have"),
+    ("prompts", "drift/prompt_tokens", 6.0, "tokens by 6 squared standard errors"),
+    ("prompts", "drift/prompt_states", 6.0, "states by 6 squared standard errors"),
     ("entropy", "policy/entropy_avg", 0.5, "entropy is 0.5 nats a token, and was 2 at the start"),
     ("kl", "objective/kl", 26.0, "26.0 nats a sequence away"),
     ("fluency", "drift/fluency", -3.2, "gives a token of an answer -3.20 nats, and gave -2.00"),
@@ -46,7 +62,7 @@ OUT_OF_RANGE = [
 def watched(*metrics: dict[str, float], watch: Watch | None = None) -> list[dict[str, str]]:
     watch, rang = watch or Watch(), []
     for row in metrics:
-        watch, ringing = watch.after(row, PPOConfig())
+        watch, ringing = watch.after(row, PPOConfig(), {"drift/pays": "FEATURE", "drift/prompts": "prompts have"})
         rang.append(ringing)
     return rang
 
@@ -58,6 +74,15 @@ def test_an_alarm_rings_in_the_second_update_out_of_range_and_alone(name: str, k
     assert before == first == second == after == {}
     assert list(third) == [name] and words in third[name]
     assert watched(HEALTHY, HEALTHY, bad, HEALTHY, bad, HEALTHY)[-1] == {}, "a single update is a small sample"
+
+
+def test_of_features_the_one_that_explains_most_rings_alone_and_with_a_judge_a_smaller_share_does() -> None:
+    both = {**HEALTHY, "drift/reward_length": 0.4, "drift/reward_token": 0.5}
+    assert list(watched(HEALTHY, HEALTHY, both, both)[-1]) == ["reward_token"]
+    small = {**HEALTHY, "drift/reward_length": 0.15}
+    assert watched(HEALTHY, HEALTHY, small, small)[-1] == {}
+    judged = {**small, "judge/vader": 0.0}
+    assert list(watched(HEALTHY, HEALTHY, judged, judged)[-1]) == ["reward_length"]
 
 
 def test_the_beginning_is_the_mean_of_two_updates_and_never_rings() -> None:
@@ -118,11 +143,10 @@ def test_a_reward_that_pays_for_length_is_named_once_as_an_event_and_in_every_li
     rows = read_jsonl(tmp_path / "run/metrics.jsonl")
     rang = [row["step"] for row in rows if row["alarm/reward_length"]]
     assert rang == [4, 5, 6]  # after two updates of the beginning, and one out of range
+    assert all(row["drift/pays"] == "length" and row["drift/reward_length"] > 0.5 for row in rows[2:])
     told = [message for message in events(tmp_path / "run") if message.startswith("reward_length alarm at update")]
     assert len(told) == 1
-    assert (
-        "at update 4: the reward goes with the length of an answer (correlation +0.9" in told[0] and "length_penalty" in told[0]
-    )
+    assert "at update 4: the reward pays for length, which explains" in told[0] and "length_penalty" in told[0]
 
 
 def test_alarms_stop_the_run_before_the_save_and_off_records_none(model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -138,16 +162,67 @@ def test_alarms_stop_the_run_before_the_save_and_off_records_none(model: Any, to
     assert not any(key.startswith("alarm/") for step in steps for key in step.metrics)
 
 
-def test_a_run_left_and_resumed_rings_the_same(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    start(model, tokenizer, tmp_path / "whole").learn()
-    for update in (1, 3):
-        left = iter(start(model, tokenizer, tmp_path / "run"))
+TETHERED = {"ppo.alarms": "tether", "ppo.kl_coef": 0.1, "ppo.alarm_tether_factor": 3, "ppo.alarm_tether_max": 0.5}
+
+
+@pytest.mark.parametrize("settings", [{}, TETHERED])
+def test_a_run_left_and_resumed_rings_the_same(model: Any, tokenizer: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
+    start(model, tokenizer, tmp_path / "whole", **settings).learn()
+    for update in (1, 4):
+        left = iter(start(model, tokenizer, tmp_path / "run", **settings))
         assert any(step.update == update for step in left)
         left.close()  # type: ignore[attr-defined]
-    start(model, tokenizer, tmp_path / "run").learn()
+    start(model, tokenizer, tmp_path / "run", **settings).learn()
     assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["alarm/reward_length"] == 1
     for name in ("metrics.jsonl", "replay.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_alarm_raises_the_tether_by_its_factor_up_to_the_bound_and_says_so(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """It rings from update 4 on: 0.1 x 3 holds from update 5 on, and two updates later 0.9 would pass the bound of 0.5."""
+    start(model, tokenizer, tmp_path / "run", **TETHERED, **{"ppo.total_episodes": 112}).learn()
+    coefficients = [row["kl/coef"] for row in read_jsonl(tmp_path / "run/metrics.jsonl")]
+    assert coefficients == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.3, 0.3, 0.5])
+    told = [message for message in events(tmp_path / "run") if "kl_coef is raised" in message]
+    assert len(told) == 2 and "reward_length" in told[0] and "from 0.1 to 0.3" in told[0] and "from 0.3 to 0.5" in told[1]
+
+
+def test_a_shift_of_prompts_alone_raises_no_tether() -> None:
+    cfg = PPOConfig(alarms="tether", kl_coef=0.1)
+    at = Carried(kl_coef=0.1, watch=Watch(seen=4, rows={"prompts": 2, "kl": 2}))
+    assert tethered(at, {"prompts": "other ones"}, cfg, 4, None) == at
+    assert tethered(at, {"prompts": "other ones", "kl": "far"}, cfg, 4, None).kl_coef == pytest.approx(0.15)
+
+
+def test_suspicious_answers_are_queued_once_against_those_of_the_sft_model(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    settings = {"ppo.alarms": "label", "ppo.alarm_labels": 3}
+    start(model, tokenizer, tmp_path / "run", **settings).learn()
+    told = [message for message in events(tmp_path / "run") if "answers queued in" in message]
+    with PreferenceStore.open(tmp_path / "run/preferences.db", create=False) as store:
+        pairs = store.pairs_without_votes()
+    assert 0 < len(pairs) <= 3 * len(told) and all(pair.a != pair.b for pair in pairs)
+    assert all(pair.prompt in PROMPTS and "reward_length" in pair.reason for pair in pairs[:3])
+    assert len(told) == len({message.split(":")[0] for message in told}), "once for an alarm that begins"
+
+
+def test_labels_without_a_place_to_queue_them_are_refused(model: Any, tokenizer: Any) -> None:
+    run = PPORun(make_backbone(model, tokenizer), prompts=PROMPTS, reward=words_bonus, settings=SMALL | {"ppo.alarms": "label"})
+    with pytest.raises(ConfigError, match=r"no store to queue answers in. Set ppo.alarm_store"):
+        next(iter(run))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"alarm_tether_max": 0.5}, 'alarms = "warn" raises no tether'),
+        ({"alarm_labels": 3}, 'alarms = "warn" queues no answers'),
+        ({"alarms": "tether", "kl_coef": 0.0}, "Use one between 0 and that"),
+        ({"alarms": "tether", "kl_coef": 2.0}, "Use one between 0 and that"),
+    ],
+)
+def test_settings_of_a_countermeasure_that_cannot_act_are_refused(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        PPOConfig(**settings)
 
 
 def test_the_watch_comes_back_from_a_checkpoint_as_it_was() -> None:

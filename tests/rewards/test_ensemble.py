@@ -69,7 +69,7 @@ def test_members_differ_each_learns_and_each_loads_alone_with_its_own_scores(bas
     given = answers(backbone)
     source = load_reward(tmp_path, backbone, RewardSourceConfig(source=str(tmp_path)), may_share=True)
     assert isinstance(source, EnsembleReward) and all(isinstance(member, SharedRewardModel) for member in source.members)
-    each = source.each(*given)
+    each, _ = source.each(*given)
     assert torch.allclose(source.score(*given).value, run.score(*given).value, atol=1e-5)
     assert (each[0] - each[2]).abs().max() > 1e-3  # same layer, another bootstrap and start
     for k in range(3):

@@ -24,10 +24,12 @@ from surefoot.rewards.model import (
     SeparateRewardModel,
     SharedRewardModel,
     load_reward_model,
+    measured,
     normalised,
     save_reward_model,
     shared_raw,
 )
+from surefoot.rewards.novelty import TrainedOn
 from surefoot.types import Completions, Prompts, Scores
 
 FILE = "ensemble.json"
@@ -59,26 +61,31 @@ class EnsembleReward:
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
         """Scores a batch. Raises ModelError where a member gives a score that is not finite."""
-        each = self.each(prompts, completions)
+        each, distance = self.each(prompts, completions)
         parts = {f"member_{i + 1}": row for i, row in enumerate(each)}
         parts |= {"ensemble_mean": each.mean(0), "disagreement": each.std(0, correction=0)}
         value = combined(each, self.rule, self.k)
-        return Scores(value=value, parts=parts, valid=torch.ones_like(value, dtype=torch.bool))
+        scores = Scores(value=value, parts=parts, valid=torch.ones_like(value, dtype=torch.bool))
+        return measured(scores, distance, self.members[0].trained_on)
 
-    def each(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "K B"]:
-        """Every member's scores, normalised, in the members' order."""
+    def each(self, prompts: Prompts, completions: Completions) -> tuple[Float[Tensor, "K B"], Float[Tensor, " B"] | None]:
+        """Every member's scores, normalised, in the members' order; and the answers' distances by the first member's trunk."""
         found: dict[int, Tensor] = {}
+        distance: Tensor | None = None
         for i, member in enumerate(self.members):
             if i in found:
                 continue
             if isinstance(member, SeparateRewardModel):
-                found[i] = member.score(prompts, completions).value
+                scored = member.score(prompts, completions)
+                found[i], distance = scored.value, scored.distance if i == 0 else distance
                 continue
             alike = [j for j, other in enumerate(self.members) if isinstance(other, SharedRewardModel) and _alike(member, other)]
             heads = [self.members[j] for j in alike]
-            raw = shared_raw([head.scorer for head in heads if isinstance(head, SharedRewardModel)], prompts, completions, member)
+            scorers = [head.scorer for head in heads if isinstance(head, SharedRewardModel)]
+            raw, far = shared_raw(scorers, prompts, completions, member)
+            distance = far if i == 0 else distance
             found |= {j: normalised(raw[n], self.members[j].facts) for n, j in enumerate(alike)}
-        return torch.stack([found[i] for i in range(len(self.members))])
+        return torch.stack([found[i] for i in range(len(self.members))]), distance
 
 
 def _alike(one: SharedRewardModel, other: SharedRewardModel) -> bool:
@@ -115,6 +122,7 @@ def load_reward(
             )
         return load_reward_model(folder, backbone, cfg.batch_size, may_share=may_share)
     members = [load_reward_model(folder / name, backbone, cfg.batch_size, may_share=may_share) for name in _members(folder)]
+    members[0].trained_on = TrainedOn.load(folder)  # the first member's features were measured
     return EnsembleReward(members, cfg.ensemble, cfg.ensemble_k)
 
 

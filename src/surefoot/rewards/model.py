@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from surefoot.lm.backbone import Backbone, save_weights
 from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tokens import Codec, last_states, pad_right, reward_row
 from surefoot.lm.trunk import cut_config
+from surefoot.rewards.novelty import TrainedOn
 from surefoot.types import Completions, Prompts, Scores
 
 SIDECAR = "reward.json"
@@ -80,46 +81,60 @@ def save_reward_model(scorer: RewardScorer, facts: RewardFacts, folder: Path) ->
 class SharedRewardModel:
     """A reward head on the policy's bare backbone: no second copy of the weights."""
 
-    def __init__(self, scorer: RewardScorer, facts: RewardFacts, batch_size: int) -> None:
-        self.scorer, self.facts, self.batch_size = scorer, facts, batch_size
+    def __init__(self, scorer: RewardScorer, facts: RewardFacts, batch_size: int, trained_on: TrainedOn | None = None) -> None:
+        self.scorer, self.facts, self.batch_size, self.trained_on = scorer, facts, batch_size, trained_on
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        return _scores(shared_raw([self.scorer], prompts, completions, self)[0], self.facts)
-
-    @torch.no_grad()
-    def features(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "B D"]:
-        """What the head reads of each answer."""
-        return _in_batches(self.scorer.features, _rows(prompts, completions, self.scorer.backbone.codec), self.batch_size)
+        raw, distance = shared_raw([self.scorer], prompts, completions, self)
+        return measured(_scores(raw[0], self.facts), distance, self.trained_on)
 
 
 def shared_raw(
     scorers: Sequence[RewardScorer], prompts: Prompts, completions: Completions, like: SharedRewardModel
-) -> Float[Tensor, "K B"]:
-    """Raw scores of heads that read the states that `like` reads: the trunk runs once for all."""
+) -> tuple[Float[Tensor, "K B"], Float[Tensor, " B"] | None]:
+    """Raw scores of heads that read the states that `like` reads, and how far these are: the trunk runs once for all."""
     trunk = like.scorer
 
-    def raw(rows: list[list[int]]) -> Float[Tensor, "B K"]:
+    def read(rows: list[list[int]]) -> Float[Tensor, "B K"]:
         features = trunk.features(rows)
-        return torch.stack([scorer.head(features) for scorer in scorers], 1)
+        far = [] if like.trained_on is None else [like.trained_on.distances(features).to(features)]
+        return torch.stack([*(scorer.head(features) for scorer in scorers), *far], 1)
 
-    return _in_batches(raw, _rows(prompts, completions, trunk.backbone.codec), like.batch_size).T
+    columns = _in_batches(read, _rows(prompts, completions, trunk.backbone.codec), like.batch_size).T
+    return columns[: len(scorers)], columns[len(scorers)] if like.trained_on is not None else None
+
+
+def measured(scores: Scores, distance: Float[Tensor, " B"] | None, trained_on: TrainedOn | None) -> Scores:
+    """Scores with the answers' distances from what was trained on, and their percentiles."""
+    if distance is None or trained_on is None:
+        return scores
+    return replace(scores, distance=distance, percentile=trained_on.percentiles(distance))
 
 
 class SeparateRewardModel:
     """A sequence-classification model of any architecture. It reads sampled ids where `codec` is the policy's own, else text."""
 
-    def __init__(self, model: Any, codec: Codec, facts: RewardFacts, batch_size: int, *, reads_ids: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        codec: Codec,
+        facts: RewardFacts,
+        batch_size: int,
+        *,
+        reads_ids: bool,
+        trained_on: TrainedOn | None = None,
+    ) -> None:
         self.model, self.codec, self.facts, self.batch_size, self.reads_ids = model, codec, facts, batch_size, reads_ids
+        self.trained_on = trained_on
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:
-        return _scores(_in_batches(self._raw, self._read(prompts, completions), self.batch_size), self.facts)
-
-    @torch.no_grad()
-    def features(self, prompts: Prompts, completions: Completions) -> Float[Tensor, "B D"]:
-        """The trunk's states at the last token of each answer."""
-        return _in_batches(self._states, self._read(prompts, completions), self.batch_size)
+        rows = self._read(prompts, completions)
+        if self.trained_on is None:
+            return _scores(_in_batches(self._raw, rows, self.batch_size), self.facts)
+        raw, distance = _in_batches(self._raw_and_distance, rows, self.batch_size).reshape(-1, 2).T
+        return measured(_scores(raw, self.facts), distance, self.trained_on)
 
     def _read(self, prompts: Prompts, completions: Completions) -> list[list[int]]:
         if self.reads_ids:
@@ -136,6 +151,14 @@ class SeparateRewardModel:
         logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
         return logits[:, 0].float()
 
+    def _raw_and_distance(self, rows: list[list[int]]) -> Float[Tensor, "B 2"]:
+        """The head on the trunk's states, and how far these are: one pass. Models that know what they were trained on are
+        Surefoot's own, whose head is the linear map `score`."""
+        assert self.trained_on is not None  # the caller looked
+        states = self._states(rows)
+        raw: Tensor = self.model.score(states.to(self.model.dtype))
+        return torch.stack([raw[:, 0].float(), self.trained_on.distances(states).to(states)], 1)
+
     def _states(self, rows: list[list[int]]) -> Float[Tensor, "B D"]:
         ids, mask = pad_right(rows, self.codec.pad_id)
         device = next(self.model.parameters()).device
@@ -148,14 +171,16 @@ def load_reward_model(
     folder: Path, backbone: Backbone, batch_size: int, *, may_share: bool
 ) -> SharedRewardModel | SeparateRewardModel:
     """The reward model in `folder`: its head on `backbone` where that is the one it was trained on, otherwise the whole model."""
-    facts = read_facts(folder)
+    facts, trained_on = read_facts(folder), TrainedOn.load(folder)
     if may_share and facts.method == "head" and facts.base == backbone.fingerprint and backbone.fingerprint:
         scorer = RewardScorer(backbone, layer=facts.layer, adapter=None, seed=0)
         with torch.no_grad():
             scorer.score.weight.copy_(_score_weight(folder))
         scorer.score.requires_grad_(False)
-        return SharedRewardModel(scorer, facts, batch_size)
-    return _separate(folder, facts, backbone.codec, batch_size)
+        return SharedRewardModel(scorer, facts, batch_size, trained_on)
+    separate = _separate(folder, facts, backbone.codec, batch_size, trained_on)
+    separate.model.to(backbone.device)
+    return separate
 
 
 def text_judge(folder: Path, batch_size: int = 32) -> Callable[[Sequence[str]], list[float]]:
@@ -165,7 +190,7 @@ def text_judge(folder: Path, batch_size: int = 32) -> Callable[[Sequence[str]], 
 
     Raises: ModelError where the folder is no reward model of one label.
     """
-    model = _separate(folder, read_facts(folder), None, batch_size)
+    model = _separate(folder, read_facts(folder), None, batch_size, None)
     end = list(model.codec.eos_ids[:1]) if (folder / SIDECAR).exists() else []
 
     @torch.no_grad()
@@ -177,7 +202,9 @@ def text_judge(folder: Path, batch_size: int = 32) -> Callable[[Sequence[str]], 
     return judge
 
 
-def _separate(folder: Path, facts: RewardFacts, policy: Codec | None, batch_size: int) -> SeparateRewardModel:
+def _separate(
+    folder: Path, facts: RewardFacts, policy: Codec | None, batch_size: int, trained_on: TrainedOn | None
+) -> SeparateRewardModel:
     """`policy`: whose sampled ids it is to read; None: texts alone."""
     named = "evaluate.judges" if policy is None else "reward_source.source"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -203,8 +230,9 @@ def _separate(folder: Path, facts: RewardFacts, policy: Codec | None, batch_size
     codec = Codec(
         tokenizer, pad, (tokenizer.eos_token_id or tokenizer.sep_token_id or 0,), tokenizer.bos_token_id, context, "plain"
     )
-    model = model.to(backbone.device).eval().requires_grad_(False)
-    return SeparateRewardModel(model, codec, facts, batch_size, reads_ids=same)
+    return SeparateRewardModel(
+        model.eval().requires_grad_(False), codec, facts, batch_size, reads_ids=same, trained_on=trained_on
+    )
 
 
 def _score_weight(folder: Path) -> Tensor:

@@ -6,39 +6,64 @@ head reads (Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Di
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FILE = "trained_on.safetensors"
+QUANTILES = 101  # kept of the held-out answers' distances: the 0th to the 100th percentile
 SHRINKAGE = 1e-2  # of the mean variance, added to each: with fewer answers than features the covariance has no inverse
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainedOn:
-    """Mean and covariance of the features of the answers trained on, float64."""
+    """Mean and covariance of the features of the answers trained on, float64.
+
+    `quantiles` are those of the distances of held-out answers, ascending; none where there were no such answers.
+    """
 
     mean: Float[Tensor, " D"]
     covariance: Float[Tensor, "D D"]
+    quantiles: Float[Tensor, " Q"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def distances(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """sqrt((f - mean)' S^-1 (f - mean) / D), S the covariance with SHRINKAGE of its mean variance on the diagonal.
 
         The root mean square over the training answers is about 1, whatever the width: 2 is twice as far as a usual one.
         """
-        width = len(self.mean)
+        gaps = torch.linalg.solve_triangular(self._factor, (features.double().cpu() - self.mean).T, upper=False)
+        return gaps.square().sum(0).div(len(self.mean)).sqrt()
+
+    @cached_property
+    def _factor(self) -> Float[Tensor, "D D"]:
+        """Cholesky's of the shrunk covariance, found once: PPO measures every rollout."""
         ridge = SHRINKAGE * self.covariance.diagonal().mean().clamp(min=1e-12)
-        factor = torch.linalg.cholesky(self.covariance + ridge * torch.eye(width, dtype=torch.float64))
-        gaps = torch.linalg.solve_triangular(factor, (features.double() - self.mean).T, upper=False)
-        return gaps.square().sum(0).div(width).sqrt()
+        return torch.linalg.cholesky(self.covariance + ridge * torch.eye(len(self.mean), dtype=torch.float64))
+
+    def percentiles(self, distances: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        """Share of the held-out answers that are nearer, in percent, interpolated; None where none were held out."""
+        if not len(self.quantiles):
+            return None
+        grid = np.linspace(0, 100, len(self.quantiles))
+        return torch.from_numpy(np.interp(distances.numpy(), self.quantiles.numpy(), grid))
+
+    def with_held_out(self, distances: Sequence[float]) -> TrainedOn:
+        """With the quantiles of these distances."""
+        if not distances:
+            return self
+        points = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+        return replace(self, quantiles=torch.from_numpy(np.quantile(np.asarray(distances, dtype=float), points.numpy())))
 
     def save(self, folder: Path) -> None:
-        save_file({"mean": self.mean.float(), "covariance": self.covariance.float().contiguous()}, folder / FILE)
+        parts = {"mean": self.mean, "covariance": self.covariance, "quantiles": self.quantiles}
+        save_file({name: part.float().contiguous() for name, part in parts.items()}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> TrainedOn | None:
@@ -46,7 +71,7 @@ class TrainedOn:
         if not (folder / FILE).exists():
             return None
         found = load_file(folder / FILE)
-        return cls(found["mean"].double(), found["covariance"].double())
+        return cls(**{name: part.double() for name, part in found.items()})
 
 
 def trained_on(batches: Iterable[Float[Tensor, "B D"]]) -> TrainedOn:

@@ -8,6 +8,8 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from surefoot.config import is_url
 from surefoot.errors import ConfigError, RewardError
@@ -18,7 +20,8 @@ from surefoot.types import Completions, Prompts, RewardSource, Scores
 class WeightedSum:
     """`sources` are (name, source, weight). An answer that one of them cannot score is not scored, whatever the weight.
 
-    `Scores.parts` holds each source's score under its name, and what a source of several parts tells under NAME.PART.
+    `Scores.parts` holds each source's score under its name, and what a source of several parts tells under NAME.PART. Distances
+    are those of the first source that measures any.
 
     Raises: ConfigError where there is no source, or two have one name.
     """
@@ -34,16 +37,20 @@ class WeightedSum:
         value = torch.zeros(len(prompts))
         valid = torch.ones(len(prompts), dtype=torch.bool)
         parts = {}
+        distance: Float[Tensor, " B"] | None = None
+        percentile: Float[Tensor, " B"] | None = None
         for name, source, weight in self.sources:
             scored = source.score(prompts, completions)
             valid &= scored.valid.cpu()
             value += weight * torch.where(scored.valid, scored.value, 0.0).cpu()
             parts[name] = scored.value
+            if distance is None:
+                distance, percentile = scored.distance, scored.percentile
             if len(scored.parts) > 1:
                 parts |= {f"{name}.{part}": told for part, told in scored.parts.items()}
         if bad := (~value.isfinite() & valid).nonzero()[:1, 0].tolist():
             raise RewardError(f"the weighted sum for answer {bad[0]} is not finite. Lower reward_source.weights.")
-        return Scores(value=torch.where(valid, value, 0.0), parts=parts, valid=valid)
+        return Scores(torch.where(valid, value, 0.0), parts, valid, distance, percentile)
 
 
 def source_names(sources: Sequence[str]) -> list[str]:

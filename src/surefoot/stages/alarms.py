@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from surefoot.config import PPOConfig
+from surefoot.diagnostics.attribution import FEATURES
 from surefoot.diagnostics.metrics import find_metric
+from surefoot.diagnostics.prompt_shift import FIGURES
+from surefoot.stages.beginning import BASELINE_UPDATES
 
-BASELINE_UPDATES = 2  # the policy is then still close to the SFT model; their mean is what later updates are compared with
 PATIENCE = 2  # updates in a row before an alarm is raised: one rollout is a small sample
 
 _COMPARED = (
@@ -18,8 +20,10 @@ _COMPARED = (
     "policy/entropy_avg",
     "drift/fluency",
     "drift/eos_rate",
+    "drift/distance",
 )
-NAMES = ("length", "repetition", "reward_length", "entropy", "kl", "fluency", "eos")
+REWARD = tuple(f"reward_{feature}" for feature in FEATURES)  # what pays, by name
+NAMES = ("length", "repetition", *REWARD, "entropy", "kl", "fluency", "eos", "distance", "prompts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,20 @@ class Watch:
     baseline: Mapping[str, float] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
 
-    def after(self, metrics: Mapping[str, float], cfg: PPOConfig) -> tuple[Watch, dict[str, str]]:
-        """The watch after one more update, and what is out of range in it and was in the update before, in words by alarm."""
+    def after(
+        self, metrics: Mapping[str, float], cfg: PPOConfig, words: Mapping[str, str] | None = None
+    ) -> tuple[Watch, dict[str, str]]:
+        """The watch after one more update, and what is out of range in it and was in the update before, in words by alarm.
+
+        `words` are those of a `Look` at the rollout.
+        """
         if self.seen < BASELINE_UPDATES:
             share = 1 / (self.seen + 1)
             mean = {k: self.baseline.get(k, 0.0) * (1 - share) + metrics[k] * share for k in _COMPARED if k in metrics}
             return replace(self, seen=self.seen + 1, baseline=mean), {}
         if "drift/fluency" not in metrics:  # no answer had a score: nothing is known of this update
             return replace(self, seen=self.seen + 1, rows={}), {}
-        found = _out_of_range(metrics, self.baseline, cfg)
+        found = _out_of_range(metrics, self.baseline, cfg) | _named(metrics, words or {}, cfg)
         rows = {name: self.rows.get(name, 0) + 1 for name in found}
         return replace(self, seen=self.seen + 1, rows=rows), {n: words for n, words in found.items() if rows[n] >= PATIENCE}
 
@@ -74,11 +83,6 @@ def _out_of_range(now: Mapping[str, float], before: Mapping[str, float], cfg: PP
         found["repetition"] = f"{variety:.2f} of all word pairs are different ones, and {was:.2f} were at the start"
     elif loops > looped + 1 - cfg.alarm_variety:
         found["repetition"] = f"{loops:.0%} of an answer's phrases stood in it before, and {looped:.0%} did at the start"
-    pays = now["drift/reward_length_corr"]
-    if abs(pays) > cfg.alarm_reward_length:
-        found["reward_length"] = (
-            f"the reward goes with the {'length' if pays > 0 else 'shortness'} of an answer (correlation {pays:+.2f})"
-        )
     was, entropy = pair("policy/entropy_avg")
     if entropy < cfg.alarm_entropy * was:
         found["entropy"] = f"entropy is {entropy:.3g} nats a token, and was {was:.3g} at the start"
@@ -90,4 +94,26 @@ def _out_of_range(now: Mapping[str, float], before: Mapping[str, float], cfg: PP
     was, ends = pair("drift/eos_rate")
     if ends < 0.5 * was and was > 0.1:
         found["eos"] = f"{ends:.0%} of the answers end by themselves, and {was:.0%} did at the start"
+    if "drift/distance" in now:
+        was, far = pair("drift/distance")
+        if far > cfg.alarm_distance * was:
+            found["distance"] = f"answers lie {far:.2f} from what the reward model was trained on, and lay {was:.2f} at the start"
+    return found
+
+
+def _named(now: Mapping[str, float], words: Mapping[str, str], cfg: PPOConfig) -> dict[str, str]:
+    """The alarms that say what pays, of which the strongest alone rings, and that of the prompts."""
+    found = {}
+    shares = {name: now[f"drift/{name}"] for name in REWARD if f"drift/{name}" in now}
+    limit = cfg.alarm_feature if any(key.startswith("judge/") for key in now) else cfg.alarm_feature_unjudged
+    if shares and (share := max(shares.values())) > limit:
+        name = max(shares, key=lambda one: shares[one])  # of equals the first, which is the simplest
+        found[name] = (
+            f"the reward pays for {words.get('drift/pays', name)}, which explains {share:.0%} of its variance beyond the judges"
+        )
+    moved = {name: now[f"drift/prompt_{name}"] for name in FIGURES if f"drift/prompt_{name}" in now}
+    far = {name: x for name, x in moved.items() if x > cfg.alarm_prompts ** (2 if name == "length" else 1)}
+    if far:
+        which = " and ".join(f"{name} by {x:.0f} squared standard errors" for name, x in far.items())
+        found["prompts"] = f"the prompts are other ones than at the start ({which}): {words.get('drift/prompts', '')}"
     return found

@@ -109,32 +109,46 @@ def _answered(parts: PairsParts, cfg: Config, index: range, folder: RunFolder | 
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer, and the model that gave it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    model: str
+    model_hash: str
+
+
+def sampling_of(cfg: Config) -> dict[str, Any]:
+    """The settings under which answers are sampled, as the store keeps them."""
+    return {name: getattr(cfg.rollout, name) for name in ("temperature", "top_p", "response_length")}
+
+
+def queue_pair(store: PreferenceStore, prompt: Any, a: Said, b: Said, sampling: dict[str, Any], reason: str) -> int:
+    """Puts two answers to a prompt into the store, for a vote; returns the pair's number."""
+    number = store.add_prompt(prompt)
+    answers = [
+        store.add_answer(
+            number, said.text, model=said.model, model_hash=said.model_hash, sampling=sampling, token_ids=said.token_ids
+        )
+        for said in (a, b)
+    ]
+    return store.add_pair(number, *answers, reason=reason)
+
+
 def _queue(parts: PairsParts, cfg: Config, store: PreferenceStore, found: Sequence[Candidate]) -> tuple[int, int]:
     """Puts candidates into the store, with votes where somebody votes now: all of them or none, so no kill leaves a half."""
-    sampling = {
-        "temperature": cfg.rollout.temperature,
-        "top_p": cfg.rollout.top_p,
-        "response_length": cfg.rollout.response_length,
-    }
     reason = parts.tag + (f"best of {cfg.pairs.best_of}, " if cfg.pairs.best_of else "") + cfg.pairs.select
     num_votes = 0
+
+    def said(answer: Answer) -> Said:
+        author = parts.authors[answer.author]
+        return Said(answer.text, answer.token_ids, author.name, author.backbone.fingerprint)
+
     with store.batch():
         for candidate in found:
             content = parts.authors[0].prompts.rows[candidate.place].prompt
-            prompt, numbers = store.add_prompt(content), []
-            for answer in (candidate.a, candidate.b):
-                author = parts.authors[answer.author]
-                numbers.append(
-                    store.add_answer(
-                        prompt,
-                        answer.text,
-                        model=author.name,
-                        model_hash=author.backbone.fingerprint,
-                        sampling=sampling,
-                        token_ids=answer.token_ids,
-                    )
-                )
-            pair = store.add_pair(prompt, *numbers, reason=reason)
+            pair = queue_pair(store, content, said(candidate.a), said(candidate.b), sampling_of(cfg), reason)
             if parts.annotator is not None:
                 name, annotator = parts.annotator
                 key = f"{name}-{pair}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from surefoot.config import Config, PPOConfig
 from surefoot.errors import Diverged, Paused, RewardError, TrainingError
 from surefoot.faults import fault_point
+from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import set_learning_rates
@@ -20,8 +21,10 @@ from surefoot.progress import Progress
 from surefoot.runs import RunFolder, hash_folder, read_jsonl
 from surefoot.runtime.single import SingleRuntime
 from surefoot.stages.alarms import advice, alarm_metrics
+from surefoot.stages.beginning import Look, looked
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
+from surefoot.stages.countermeasures import queue_suspects, store_of, tethered
 from surefoot.stages.held_out import HeldOut
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
@@ -44,11 +47,12 @@ class PPOParts:
     judges: Mapping[str, Judge] = field(default_factory=dict)
     runtime: Runtime = field(default_factory=SingleRuntime)
     held_out: HeldOut | None = None
+    reference: tuple[Backbone, RolloutEngine] | None = None  # the SFT model, where alarms have its answers labelled too
 
 
 @dataclass(frozen=True, slots=True)
 class PPOStep:
-    """What one rollout and its update showed."""
+    """What one rollout and its update showed. `words` are metrics that are text, `ringing` the alarms that ring, in words."""
 
     update: int
     total: int
@@ -56,6 +60,8 @@ class PPOStep:
     stats: UpdateStats
     rollout: Rollout
     seconds: Mapping[str, float]
+    words: Mapping[str, str]
+    ringing: Mapping[str, str]
 
 
 def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iterator[PPOStep]:
@@ -63,6 +69,8 @@ def steps(parts: PPOParts, cfg: Config, folder: RunFolder | None = None) -> Iter
 
     A run that diverges goes back to its last checkpoint, and yields the updates after it again.
     """
+    if cfg.ppo.alarms == "label":
+        store_of(cfg, folder)  # refused now, not when the first alarm rings
     learner = Learner.fresh(parts.policy, cfg)
     at = Carried(beta=cfg.ppo.beta, kl_coef=cfg.ppo.kl_coef)
     if folder is not None and (state := folder.restore()) is not None:
@@ -128,18 +136,19 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         metrics = _metrics(seen, stats, at, ppo, rate, update)
         judgements = judged(parts.judges, prompts.text, completions.text)
         metrics |= {f"judge/{name}": sum(numbers) / len(numbers) for name, numbers in judgements.items()}
-        at, ringing = _watched(_moved(at, seen, stats, ppo, update, running), metrics, ppo)
-        metrics |= alarm_metrics(ringing) if ppo.alarms != "off" else {}
+        at, ringing, look = _watched(_moved(at, seen, stats, ppo, update, running), metrics, seen, judgements, parts, ppo)
+        metrics |= {**look.metrics, **alarm_metrics(ringing)} if look is not None else {}
+        words = look.words if look is not None else {}
         clock.lap("judges")
         if parts.held_out is not None and parts.held_out.is_due(update, ppo.num_updates):
-            look = parts.held_out.look(policy, parts.engine, parts.reward, partial(_check_stop, folder, update))
-            metrics |= look.metrics
-            at = replace(at, is_far=look.is_far)
+            answered = parts.held_out.look(policy, parts.engine, parts.reward, partial(_check_stop, folder, update))
+            metrics |= answered.metrics
+            at = replace(at, is_far=answered.is_far)
             if folder is not None:
-                folder.samples(update, look.rows)
+                folder.samples(update, answered.rows)
             clock.lap("held_out")
         if folder is not None:
-            folder.record(update, metrics)
+            folder.record(update, {**metrics, **words})
             folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
             if is_replayed(update, ppo.num_updates):
                 folder.replay(update, replay_rows(seen, policy, ppo, judgements))
@@ -147,13 +156,17 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             if stats.skipped:
                 folder.note(f"update {update}: {stats.skipped} steps were not taken. The first: {stats.skip_reason}")
         _ring(at, ringing, ppo, update, folder)
+        if ppo.alarms == "tether":
+            at = tethered(at, ringing, ppo, update, folder)
+        if ppo.alarms == "label":
+            _label(parts, cfg, seen, judgements, index, [name for name in ringing if at.watch.is_new(name)], update, folder)
         check_limits(seen, stats, ppo, update, last_good(folder))  # before the save: no run is resumed behind what stopped it
         if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or at.is_far or folder.stop_requested:
                 folder.save(update, learner.state(at))
                 saved = update
             folder.check_stop()
-        yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps)
+        yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps, words, ringing)
         if at.is_far:
             return
 
@@ -238,12 +251,21 @@ def _metrics(seen: Rollout, stats: UpdateStats, at: Carried, cfg: PPOConfig, rat
     return out
 
 
-def _watched(at: Carried, metrics: Mapping[str, float], cfg: PPOConfig) -> tuple[Carried, dict[str, str]]:
-    """The watch moved on by one update, and the alarms that ring."""
+def _watched(
+    at: Carried,
+    metrics: Mapping[str, float],
+    seen: Rollout,
+    judgements: Mapping[str, Sequence[float]],
+    parts: PPOParts,
+    cfg: PPOConfig,
+) -> tuple[Carried, dict[str, str], Look | None]:
+    """The watch moved on by one update, the alarms that ring, and what was looked at; nothing is where alarms are off."""
     if cfg.alarms == "off":
-        return at, {}
-    watch, ringing = at.watch.after(metrics, cfg)
-    return replace(at, watch=watch), ringing
+        return at, {}, None
+    codec = parts.policy.backbone.codec
+    look = looked(at.beginning, seen, judgements, at.watch.seen + 1, lambda token: codec.pieces([token])[0])
+    watch, ringing = at.watch.after({**metrics, **look.metrics}, cfg, look.words)
+    return replace(at, watch=watch, beginning=look.beginning), ringing, look
 
 
 def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, folder: RunFolder | None) -> None:
@@ -258,6 +280,26 @@ def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, 
         names = ", ".join(ringing)
         said = " ".join(told) or f"{names} alarm at update {update}: {'; '.join(ringing.values())}."
         raise TrainingError(f"{said} Stopped, since ppo.alarms = stop. {last_good(folder)}")
+
+
+def _label(
+    parts: PPOParts,
+    cfg: Config,
+    seen: Rollout,
+    judgements: Mapping[str, Sequence[float]],
+    index: Sequence[int],
+    names: Sequence[str],
+    update: int,
+    folder: RunFolder | None,
+) -> None:
+    """Queues suspicious answers where alarms began to ring, and says so."""
+    if not names or parts.reference is None:
+        return
+    store, rows = store_of(cfg, folder), [i for i in index for _ in range(cfg.ppo.num_samples_per_prompt)]
+    reason = f"{' and '.join(names)} alarm"
+    count = queue_suspects(store, seen, judgements, parts.prompts, rows, parts.reference, cfg, update, reason)
+    if folder is not None:
+        folder.note(f"{reason} at update {update}: {count} answers queued in {store}, each against the SFT model's.")
 
 
 def _check_stop(folder: RunFolder | None, update: int) -> None:

@@ -24,6 +24,7 @@ from surefoot.runs import (
     saved_state,
 )
 from surefoot.stages.alarms import Watch
+from surefoot.stages.beginning import Beginning
 from surefoot.stages.rollouts import Rollout, RunningDeviation
 from surefoot.types import PPOBatch, UpdateStats
 
@@ -45,6 +46,7 @@ class Carried:
     rollbacks: int = 0
     is_far: bool = False
     watch: Watch = field(default_factory=Watch)
+    beginning: Beginning = field(default_factory=Beginning)
     running: RunningDeviation = field(default_factory=RunningDeviation)
 
 
@@ -81,7 +83,9 @@ class Learner:
     def state(self, at: Carried) -> State:
         """All that a resumed run needs."""
         rng = {"sampling": self.sampling.get_state(), "shuffling": self.shuffling.get_state()}
-        return State(tensors={**self._tensors(), "rng": rng}, values=asdict(at))
+        values = asdict(replace(at, beginning=Beginning()))
+        del values["beginning"]  # tensors
+        return State(tensors={**self._tensors(), "rng": rng, "beginning": at.beginning.tensors()}, values=values)
 
     def load(self, state: State) -> Carried:
         """Puts `state` back, bit for bit."""
@@ -93,7 +97,8 @@ class Learner:
         self.shuffling.set_state(state.tensors["rng"]["shuffling"])
         values = dict(state.values)
         running, watch = RunningDeviation(**values.pop("running")), Watch(**values.pop("watch", {}))
-        return replace(Carried(**values), running=running, watch=watch)
+        beginning = Beginning.of(state.tensors.get("beginning", {}))
+        return replace(Carried(**values), running=running, watch=watch, beginning=beginning)
 
     def check(self, batch: PPOBatch, update: int) -> None:
         """The state after an update must be worth saving: finite weights and moments, which say finite things of answers.

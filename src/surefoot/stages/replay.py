@@ -42,17 +42,20 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [first[value] + (count[value] - 1) / 2 for value in values]
 
 
-def chosen_rows(seen: Rollout, judgements: Mapping[str, Sequence[float]]) -> list[int]:
-    """A rollout's first rows, and those of the others whose reward outdoes the judges most; without judges, the best paid."""
-    valid = seen.batch.mask.any(1).tolist()
-    rows = [i for i, counts in enumerate(valid) if counts]
-    first = rows[: NUM_REPLAYED // 2]
-    rest = rows[len(first) :]
+def most_suspicious(seen: Rollout, judgements: Mapping[str, Sequence[float]], first: int = 0) -> list[int]:
+    """The rows with an answer after the `first` of them, those whose reward outdoes the judges most in front; without judges,
+    the best paid."""
+    rest = [i for i, counts in enumerate(seen.batch.mask.any(1).tolist()) if counts][first:]
     scores = [float(seen.scores.value[i]) for i in rest]
     gaps = [suspicion(scores, [numbers[i] for i in rest]) for numbers in judgements.values()]
     by_row = {i: (sum(gap[k] for gap in gaps), scores[k]) for k, i in enumerate(rest)}
-    best = sorted(rest, key=lambda i: (by_row[i], -i), reverse=True)[: NUM_REPLAYED - len(first)]
-    return sorted([*first, *best])
+    return sorted(rest, key=lambda i: (by_row[i], -i), reverse=True)
+
+
+def chosen_rows(seen: Rollout, judgements: Mapping[str, Sequence[float]]) -> list[int]:
+    """A rollout's first rows, and those of the others that are most suspicious."""
+    first = [i for i, counts in enumerate(seen.batch.mask.any(1).tolist()) if counts][: NUM_REPLAYED // 2]
+    return sorted([*first, *most_suspicious(seen, judgements, len(first))[: NUM_REPLAYED - len(first)]])
 
 
 @torch.no_grad()

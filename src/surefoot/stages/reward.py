@@ -161,17 +161,24 @@ def normalisation(task: PairTask, batch_size: int, heed: Heed = unheeding) -> tu
 
 
 @torch.no_grad()
-def feature_statistics(task: RankingTask, batch_size: int, heed: Heed = unheeding) -> TrainedOn:
-    """Mean and covariance of what the head reads of the answers trained on, each once."""
+def feature_statistics(
+    task: RankingTask, batch_size: int, heed: Heed = unheeding, held_out: RankingTask | None = None
+) -> TrainedOn:
+    """Mean and covariance of what the head reads of the answers trained on, each once, and quantiles of the held-out ones'
+    distances."""
+    seen = trained_on(_features(task, batch_size, heed))
+    if held_out is None:
+        return seen
+    return seen.with_held_out([x for part in _features(held_out, batch_size, heed) for x in seen.distances(part).tolist()])
+
+
+def _features(task: RankingTask, batch_size: int, heed: Heed) -> Iterator[Tensor]:
+    """What the head reads of a task's answers, each once, a batch at a time."""
     rows = sorted({row for pair in task.pairs for row in (pair.chosen, pair.rejected)}, key=lambda row: (len(row), row))
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(rows), batch_size):
-            heed()
-            part = rows[start : start + batch_size]
-            yield task.scorer.features([list(row) for row in part]) if task.features is None else task.features.of(part)
-
-    return trained_on(batches())
+    for start in range(0, len(rows), batch_size):
+        heed()
+        part = rows[start : start + batch_size]
+        yield task.scorer.features([list(row) for row in part]) if task.features is None else task.features.of(part)
 
 
 def held_out_figures(task: PairTask, batch_size: int, heed: Heed = unheeding) -> dict[str, object]:
@@ -227,7 +234,8 @@ def run(cfg: Config, folder: RunFolder, progress: Progress, **given: Any) -> Non
     figures, found = figures_of(held), report_card(parts, held, cfg, folder.check_stop)
     if len(facts) == 1 and len(held):
         facts = (replace(facts[0], temperature=found["calibration"]["temperature"]),)
-    seen = feature_statistics(first_member(parts.train), cfg.reward.batch_size, folder.check_stop)
+    first, left = first_member(parts.train), first_member(parts.validation)
+    seen = feature_statistics(first, cfg.reward.batch_size, folder.check_stop, left)
     backbone = parts.scorer.backbone
     with folder.final() as final:
         save_ensemble(parts.scorers, facts, final)

@@ -57,6 +57,7 @@ class Rollout:
     logp_ref: Float[Tensor, "B T"]
     kl: Float[Tensor, "B T"]
     sequence_kl: Float[Tensor, " B"]
+    prompt_states: Float[Tensor, "B D"]  # of the SFT model, at each prompt's last token
     metrics: dict[str, float]
 
 
@@ -70,6 +71,7 @@ class _Seen:
     entropy: Float[Tensor, "B T"]
     logp_ref: Float[Tensor, "B T"]
     kl: Float[Tensor, "B T"]
+    prompt_states: Float[Tensor, "B D"]
     dist_old: TokenDist | None
     dist_ref: TokenDist | None
 
@@ -122,9 +124,9 @@ def rollout(
     if weights is not None and cfg.tis_cap is not None:
         metrics["val/sampler_weight"] = masked_mean(weights, mask).item()
         metrics["val/sampler_weight_capped"] = masked_mean((log_gap.exp() > cfg.tis_cap).float(), mask).item()
-    metrics |= part_metrics(scores, valid)
+    metrics |= part_metrics(scores, valid) | distance_metrics(scores, valid)
     metrics |= drift_metrics(completions.text, mask, finished, scores.value.to(device), seen.kl, seen.logp_ref)
-    return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, metrics)
+    return Rollout(batch, prompts, completions, scores, seen.logp_ref, seen.kl, sequence_kl, seen.prompt_states, metrics)
 
 
 def part_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:
@@ -135,6 +137,13 @@ def part_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:
         out[f"rewards/{name}/mean"] = kept.mean().item() if len(kept) else 0.0
         out[f"rewards/{name}/std"] = kept.std(correction=0).item() if len(kept) else 0.0
     return out
+
+
+def distance_metrics(scores: Scores, valid: Bool[Tensor, " B"]) -> dict[str, float]:
+    """drift/distance and drift/distance_percentile: how far the answers lie from what the reward model was trained on."""
+    given = {"drift/distance": scores.distance, "drift/distance_percentile": scores.percentile}
+    kept = valid.cpu()
+    return {key: x.cpu()[kept].double().mean().item() for key, x in given.items() if x is not None and bool(kept.any())}
 
 
 def penalised(
@@ -180,14 +189,14 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
         kl = policy.kl(now.dist, dist_ref) if cfg.kl_estimator == "exact" else kl_estimate(now.logp, logp_ref, cfg.kl_estimator)
         kl = torch.where(context.mask[rows], kl, 0.0)
         # states are kept only where the update reads them
-        parts.append((now.logp, now.values, now.next_values, now.entropy, logp_ref, kl))
+        parts.append((now.logp, now.values, now.next_values, now.entropy, logp_ref, kl, dist_ref.states[:, 0].float()))
         old += [now.dist] if needs_old else []
         ref += [dist_ref] if needs_ref else []
         if at.begun is not None and len(lengths) * width * at.begun.shape[2] * at.begun.element_size() <= KEPT_BYTES:
             begun.append(torch.nn.functional.pad(at.begun, (0, 0, 0, width - at.begun.shape[1])))
     back = by_length.argsort()
-    logp, values, next_values, entropy, logp_refs, kls = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-    seen = _Seen(logp, values, next_values, entropy, logp_refs, kls, _joined(old, back), _joined(ref, back))
+    columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
+    seen = _Seen(*columns, dist_old=_joined(old, back), dist_ref=_joined(ref, back))
     return seen, torch.cat(begun)[back] if begun else None
 
 

@@ -13,19 +13,15 @@ from torch import Tensor
 
 from surefoot.config import PairsConfig
 from surefoot.lm.backbone import Backbone
-from surefoot.rewards.ensemble import EnsembleReward
-from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel
-from surefoot.rewards.novelty import TrainedOn
 from surefoot.stages.answers import Author, reread, sequence_kl
 from surefoot.types import Completions, RewardSource
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What ranks candidates: a reward, the statistics of what it was trained on, a model to measure from; None: not needed."""
+    """What ranks candidates: a reward, a model to measure from; None: not needed."""
 
     reward: RewardSource | None = None
-    trained_on: TrainedOn | None = None
     against: Backbone | None = None
     temperature: float = 1.0
 
@@ -88,10 +84,8 @@ def judged_answers(judgement: Judgement, authors: Sequence[Author], who: int, in
         given = judgement.reward.score(prompts, read)
         scores = given.value.masked_fill(~given.valid, float("nan")).tolist()
         members = _by_member(given.parts) or members
-        # what an ensemble was trained on is kept as its first member reads it
-        first = judgement.reward.members[0] if isinstance(judgement.reward, EnsembleReward) else judgement.reward
-        if judgement.trained_on is not None and isinstance(first, (SharedRewardModel, SeparateRewardModel)):
-            distances = judgement.trained_on.distances(first.features(prompts, read)).tolist()
+        if given.distance is not None:
+            distances = given.distance.tolist()
     if judgement.against is not None:
         own = authors[who]
         kls = sequence_kl(own.backbone, judgement.against, own.take(index), said, judgement.temperature)

@@ -21,6 +21,36 @@ def _third(name: str, which: str) -> Metric:
     )
 
 
+_PAYS = "least share that the best such feature explains, at most 1; 0 below a few answers"
+_SPLIT = "the first two updates' answers and this one's, together"
+
+
+def _pays(name: str, title: str, what: str, what_to_do: str) -> Metric:
+    return Metric(
+        f"drift/reward_{name}",
+        title,
+        f"How much of the reward's variance {what} explains that the judges do not. {_PAYS.capitalize()}.",
+        "R^2 of R on judges and feature less that on judges; its partial correlation lowered by 4 / sqrt(n - 3 - judges) in z",
+        _SPLIT,
+        "share",
+        "below 0.05 with a judge, below 0.25 without",
+        what_to_do,
+    )
+
+
+def _prompts(name: str, title: str, what: str) -> Metric:
+    return Metric(
+        f"drift/prompt_{name}",
+        title,
+        what,
+        "mean over columns of (mean now - mean before)^2 / (s^2 (1 / n_now + 1 / n_before)), s^2 pooled",
+        "different prompts of the first two updates, and of this one",
+        "squared standard errors",
+        "about 1; below 5 (length: 25)",
+        "High: the prompts of this part of the data are others than those the run began with; shuffle them, or start a new run.",
+    )
+
+
 def _alarm(name: str, title: str, what: str, what_to_do: str) -> Metric:
     return Metric(f"alarm/{name}", title, what, _RINGS, "none: yes or no", "0 or 1", "0", what_to_do)
 
@@ -99,6 +129,93 @@ DRIFT = (
         "between -0.5 and 0.5",
         "Near 1 or -1: the reward is a reward for length; balance lengths in the preferences, or use length_penalty.",
     ),
+    _pays(
+        "length",
+        "Reward and length, beyond judges",
+        "the number of an answer's tokens",
+        "High: length is paid; balance lengths in the preferences, or use length_penalty.",
+    ),
+    _pays(
+        "repetition",
+        "Reward and repetition, beyond judges",
+        "the share of an answer's tokens that stood in it before",
+        "High: repetition is paid; collect preferences against it, raise kl_coef.",
+    ),
+    _pays(
+        "token",
+        "Reward and one token, beyond judges",
+        "whether, or how often, one token occurs",
+        "High: drift/pays names the token; look for it in the preferences, or mend the reward.",
+    ),
+    _pays(
+        "position",
+        "Reward and a place, beyond judges",
+        "one token in the first or the last place",
+        "High: drift/pays names the token; look at how answers begin and end in the preferences.",
+    ),
+    Metric(
+        "drift/pays",
+        "What pays",
+        "The feature that explains most of the reward beyond the judges, in words.",
+        "argmax over length, repetition, tokens, and tokens in the first or last place",
+        _SPLIT,
+        "words",
+        "any while the shares are low",
+        "An alarm names it too: read answers that have it.",
+    ),
+    Metric(
+        "drift/top_mover",
+        "Top mover",
+        "How sure it is that the token whose share of answers moved most has moved.",
+        "max |z| of the log-odds ratio of the shares (Monroe et al. 2008, 1/2 added to each cell)",
+        "answers of the first two updates, and of this one",
+        "standard errors",
+        "grows slowly; it says what is learned",
+        "Above 6: drift/top_movers names the token; is it one that people would pay for?",
+    ),
+    Metric(
+        "drift/top_movers",
+        "Top movers",
+        "The three tokens whose share of answers moved most, with the share at the beginning and now.",
+        "by |z| as drift/top_mover",
+        "answers of the first two updates, and of this one",
+        "words",
+        "words of the task",
+        "Words that have nothing to do with the task: the reward pays for them; see drift/pays.",
+    ),
+    Metric(
+        "drift/distance",
+        "Distance from the reward model's answers",
+        "How far answers lie from those that the reward model was trained on, by the states its head reads.",
+        "mean of sqrt((f - m)' S^-1 (f - m) / D): m, S mean and shrunk covariance of the training answers (Lee et al. 2018)",
+        _ANSWERS,
+        "1 is usual for a training answer",
+        "near its beginning; below 1.5 of it",
+        "Rising: the reward is a guess there; raise kl_coef, or collect preferences of such answers (ppo.alarms = label).",
+    ),
+    Metric(
+        "drift/distance_percentile",
+        "Percentile of the distance",
+        "Where answers stand among the reward model's held-out answers, by distance.",
+        "mean of the share of held-out answers that lie nearer",
+        _ANSWERS,
+        "percent",
+        "about 50; the SFT model's own answers may begin higher",
+        "Near 100: nearly all answers are stranger to the reward model than those it was tested on; see drift/distance.",
+    ),
+    _prompts("length", "Shift of prompts: length", "Whether prompts are longer or shorter than at the beginning."),
+    _prompts("tokens", "Shift of prompts: tokens", "Whether prompts hold other tokens, counted in 64 buckets by id."),
+    _prompts("states", "Shift of prompts: states", "Whether the SFT model sees other prompts: its states at their last token."),
+    Metric(
+        "drift/prompts",
+        "Prompts, in words",
+        "Tokens of a prompt now and at the beginning.",
+        "means",
+        "different prompts of the first two updates, and of this one",
+        "words",
+        "alike",
+        "See drift/prompt_states.",
+    ),
     _alarm(
         "length",
         "Alarm: length",
@@ -114,8 +231,26 @@ DRIFT = (
     _alarm(
         "reward_length",
         "Alarm: reward and length",
-        "The reward's correlation with length is beyond alarm_reward_length.",
+        "Length explains more of the reward than alarm_feature, beyond the judges.",
         "Length alone raises the reward: look at its accuracy by length gap, balance the preferences, set length_penalty.",
+    ),
+    _alarm(
+        "reward_repetition",
+        "Alarm: reward and repetition",
+        "Repeated tokens explain more of the reward than alarm_feature, beyond the judges.",
+        "Saying a thing twice is paid: read the best paid answers in the replay, collect preferences against it, raise kl_coef.",
+    ),
+    _alarm(
+        "reward_token",
+        "Alarm: reward and a token",
+        "One token explains more of the reward than alarm_feature, beyond the judges; events.jsonl names it.",
+        "One token is paid whatever the answer says: look for it in the preferences, mend the reward, or raise kl_coef.",
+    ),
+    _alarm(
+        "reward_position",
+        "Alarm: reward and a place",
+        "A token in the first or the last place explains more of the reward than alarm_feature, beyond the judges.",
+        "An opening or an ending is paid whatever stands between: look for it in the preferences, or mend the reward.",
     ),
     _alarm(
         "entropy",
@@ -140,5 +275,17 @@ DRIFT = (
         "Alarm: ends",
         "Less than half as many answers end by themselves as in the first two updates.",
         "The end does not pay: raise missing_eos_penalty or response_length.",
+    ),
+    _alarm(
+        "distance",
+        "Alarm: distance",
+        "Answers lie further from the reward model's training answers than alarm_distance times the first two updates' did.",
+        "The reward is a guess there: raise kl_coef, stop earlier, or have such answers labelled (ppo.alarms = label).",
+    ),
+    _alarm(
+        "prompts",
+        "Alarm: prompts",
+        "The prompts' length, tokens or states have moved by more than alarm_prompts standard errors since the first two updates.",
+        "The data changes midway: shuffle data.prompts. The policy is not to blame; what it learned may not hold there.",
     ),
 )

@@ -1,0 +1,1 @@
+"""Parts of planted_bugs.py."""
