@@ -97,7 +97,7 @@ def test_the_report_shows_the_study(whole: Path) -> None:
     assert run(["report", str(whole)]) == 0
 
 
-@pytest.mark.parametrize("sites", [["checkpoint-after:16", "backward:2", "final-rename:3", "checkpoint-rename:2"]])
+@pytest.mark.parametrize("sites", [["checkpoint-after:16", "backward:2", "final-rename:3"]])
 def test_killed_anywhere_a_study_ends_with_the_bytes_of_a_whole_one(sites: list[str], whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [sys.executable, "-m", "surefoot", "overoptimize", "--preset", "tiny", *SHORT]
@@ -107,7 +107,7 @@ def test_killed_anywhere_a_study_ends_with_the_bytes_of_a_whole_one(sites: list[
     for site in sites:
         ended = subprocess.run(words, env=base | {"SUREFOOT_FAULT": f"{site}:kill"}, capture_output=True, text=True, check=False)
         killed += ended.returncode == -9
-    assert killed >= 3
+    assert killed == 3
     last = subprocess.run(words, env=base, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     assert made(out) == made(whole)
@@ -119,7 +119,9 @@ def test_looks_move_nothing_and_a_study_stops_at_a_kl_and_stays_stopped(whole: P
     limit = (reached[0] + reached[1]) / 2
     stopped = f"{FREE} overoptimize.stop_kl={limit}"
     models = ("--overoptimize.models", str(models_of(whole, tmp_path)))
-    assert lab(tmp_path / "run", [stopped], "--overoptimize.eval_every=2", *models) == 0
+    members = "worst reward.method=head reward.ensemble=2 reward_source.ensemble=min overoptimize.num_labels=64"
+    assert lab(tmp_path / "run", [stopped, members], "--overoptimize.eval_every=2", *models) == 0
+    assert len(list((tmp_path / "run/seed-0-reward-worst/final").glob("member-*"))) == 2
     ours, theirs = (read_jsonl(path / "seed-0-ppo-free/metrics.jsonl") for path in (tmp_path / "run", whole))
     assert [row["step"] for row in ours] == [1, 2]
     for mine, other in zip(ours, theirs[:2], strict=True):
