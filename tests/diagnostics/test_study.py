@@ -74,7 +74,7 @@ def test_a_judge_that_does_not_move_is_said_not_to() -> None:
 
 
 def test_a_judge_that_falls_from_the_start_is_a_reward_not_to_be_optimised() -> None:
-    level, said = sentence(-HUMP[-1] - CLIMB, PAID)
+    level, said = sentence(-CLIMB, PAID)
     assert level == "bad" and "never rose above the SFT model beyond chance" in said and "Do not optimise this reward." in said
 
 
