@@ -25,7 +25,7 @@ from surefoot.runs import RunFolder
 from surefoot.stages import ppo_lm, reward, reward_card, sft
 from surefoot.stages.judging import Judge
 from surefoot.stages.ppo_lm import PPOStep
-from surefoot.stages.reward_ensemble import member_facts
+from surefoot.stages.reward_ensemble import first_member, member_facts
 from surefoot.stages.supervised import FitStep
 from surefoot.types import Completions, Prompts, Scores
 
@@ -137,8 +137,10 @@ class RewardRun:
         return source.score(prompts, completions)
 
     def save(self, folder: str | Path) -> None:
-        """Writes what AutoModelForSequenceClassification loads, and reward.json."""
+        """Writes what AutoModelForSequenceClassification loads, reward.json, and what it was trained on."""
         save_ensemble(self.parts.scorers, self._known(), Path(folder))
+        train, left = first_member(self.parts.train), first_member(self.parts.validation)
+        reward.feature_statistics(train, self.config.reward.batch_size, held_out=left).save(Path(folder))
 
     def _known(self) -> tuple[RewardFacts, ...]:
         """Mean and deviation over all training answers, measured once for the weights as they are: PPO scores often."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FEATURES = ("length", "repetition", "token", "position")  # of equal shares the first is named
@@ -24,16 +23,17 @@ _BASE = 1 << 40  # a key is kind * _BASE + token id
 
 @dataclass(frozen=True, slots=True)
 class FeatureSums:
-    """Sums over answers, float64. Column 0 of the targets is the reward, the others are judges.
+    """Sums over answers, float64. Column 0 of the M targets is the reward, the others are judges.
 
-    `values[k]` holds, of the feature keys[k]: answers in which it is not 0, sum f, sum f^2, and sum f * target for each target.
+    `targets` [M] are their sums, `products` [M, M] those of each times each. `keys` [K] are features, and `values` [K, M + 3]
+    holds of each: answers in which it is not 0, sum f, sum f^2, and sum f * target for each target.
     """
 
-    count: Float[Tensor, ""]
-    targets: Float[Tensor, " M"]
-    products: Float[Tensor, "M M"]
-    keys: Int[Tensor, " K"]
-    values: Float[Tensor, "K M_plus_3"]
+    count: Tensor
+    targets: Tensor
+    products: Tensor
+    keys: Tensor
+    values: Tensor
 
     def __add__(self, other: FeatureSums) -> FeatureSums:
         keys, place = torch.cat([self.keys, other.keys]).unique(return_inverse=True)
@@ -41,7 +41,7 @@ class FeatureSums:
         values = both.new_zeros(len(keys), both.shape[1]).index_add_(0, place, both)
         return FeatureSums(self.count + other.count, self.targets + other.targets, self.products + other.products, keys, values)
 
-    def has(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    def has(self, tokens: Tensor) -> Tensor:
         """Share of the answers in which each of `tokens` occurs."""
         found = torch.zeros(len(tokens), dtype=torch.float64)
         where = torch.searchsorted(self.keys, _HAS * _BASE + tokens).clamp(max=len(self.keys) - 1)
@@ -66,10 +66,10 @@ class Attribution:
         return max(range(len(FEATURES)), key=lambda i: (self.shares[i], -i))
 
 
-def feature_sums(
-    ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], finished: Bool[Tensor, " B"], targets: Float[Tensor, "B M"]
-) -> FeatureSums:
-    """The sums of a rollout's answers. Rows without a token in the mask are left out.
+def feature_sums(ids: Tensor, mask: Tensor, finished: Tensor, targets: Tensor) -> FeatureSums:
+    """The sums of a rollout's answers: `ids` and `mask` [B, T], `finished` [B], `targets` [B, M].
+
+    Rows without a token in the mask are left out.
 
     The token that ends a finished answer counts for its length alone.
     """
@@ -131,7 +131,7 @@ def attribution(sums: FeatureSums, text_of: Callable[[int], str]) -> Attribution
     left_reward = cov[0, 0] - weights @ cov[1:, 0]
     idle = (left_f <= 1e-6 * var_f) | (var_f <= 1e-12) | (left_reward <= 1e-9 * cov[0, 0]) | (cov[0, 0] <= 1e-12)
     partial = torch.where(seldom | idle, 0.0, left_cov.abs() / (left_f * left_reward).clamp(min=0).sqrt()).clamp(0, 1 - 1e-9)
-    share = (partial.atanh() - SURE / freedom**0.5).clamp(min=0).tanh() ** 2 * (left_reward / cov[0, 0])
+    share = (partial.atanh() - SURE / freedom**0.5).clamp(min=0).tanh() ** 2 * (left_reward / cov[0, 0].clamp(min=1e-12))
     shares, words = [], []
     for feature in range(len(FEATURES)):
         own = (_FEATURE_OF[kind] == feature).nonzero()[:, 0]

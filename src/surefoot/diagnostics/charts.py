@@ -78,6 +78,13 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Variety", ("drift/distinct_2", "drift/distinct_1"), "", is_share=True),
         ChartSpec("Repetition", ("drift/repetition", "drift/duplicates"), "", is_share=True),
         ChartSpec("Reward and length", ("drift/reward_length_corr",), "", level=0.0),
+        ChartSpec(
+            "What pays beyond the judges",
+            ("drift/reward_length", "drift/reward_repetition", "drift/reward_token", "drift/reward_position"),
+            "share of the reward's variance",
+        ),
+        ChartSpec("Distance from the reward model's answers", ("drift/distance",), "", level=1.0),
+        ChartSpec("Shift of prompts", ("drift/prompt_tokens", "drift/prompt_states"), "squared standard errors", level=1.0),
         ChartSpec("Tether coefficient", ("kl/coef",), "reward a nat"),
         ChartSpec("Penalty coefficient", ("kl/beta",), "reward a nat", is_log=True),
         ChartSpec("Ratio", ("val/ratio", "val/ratio_max"), "", level=1.0),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from surefoot.types import Prompts
@@ -20,18 +19,21 @@ FIGURES = ("length", "tokens", "states")
 
 @dataclass(frozen=True, slots=True)
 class PromptSums:
-    """Sums over different prompts, float64. A column is the length, the count of a bucket of tokens, or a number of the state."""
+    """Count of different prompts, and sums over them of C columns, float64.
 
-    count: Float[Tensor, ""]
-    sums: Float[Tensor, " C"]
-    squares: Float[Tensor, " C"]
+    A column is the length, the count of a bucket of tokens, or a number of the state.
+    """
+
+    count: Tensor
+    sums: Tensor
+    squares: Tensor
 
     def __add__(self, other: PromptSums) -> PromptSums:
         return PromptSums(self.count + other.count, self.sums + other.sums, self.squares + other.squares)
 
 
-def prompt_sums(prompts: Prompts, states: Float[Tensor, "B D"]) -> PromptSums:
-    """The sums of a rollout's prompts, each once. `states` are the SFT model's at a prompt's last token."""
+def prompt_sums(prompts: Prompts, states: Tensor) -> PromptSums:
+    """The sums of a rollout's prompts, each once. `states` [B, D] are the SFT model's at a prompt's last token."""
     first = {key: row for row, key in reversed(list(enumerate(prompts.key)))}
     rows = torch.tensor(sorted(first.values()), dtype=torch.long)
     ids, mask = prompts.ids.cpu()[rows], prompts.mask.cpu()[rows]

@@ -64,15 +64,22 @@ class RecordedNumber:
 
 
 def alarm_sentences(run: RunView) -> list[str]:
-    """One sentence for each alarm that rang in a run of PPO: when, what it means, and what to do."""
+    """A few sentences for each alarm that rang in a run of PPO: when, for which feature, what it means, and what to do."""
     sentences = []
     for key in run.recorded:
         steps = [step for step, value in zip(*run.column(key), strict=True) if value] if key.startswith("alarm/") else []
         metric = find_metric(key, "ppo")
         if steps and metric is not None:
             when = f"at update {steps[0]:g}" if len(steps) == 1 else f"in {len(steps)} updates from {steps[0]:g} to {steps[-1]:g}"
-            sentences.append(f"{metric.title}, {when}. {metric.what} {metric.what_to_do}")
+            named = _paid_for(run, steps[-1]) if key.startswith("alarm/reward_") else ""
+            sentences.append(f"{metric.title}, {when}{named}. {metric.what} {metric.what_to_do}")
     return sentences
+
+
+def _paid_for(run: RunView, step: float) -> str:
+    """What the reward paid for in an update, as it was recorded then."""
+    told = [as_text(row["drift/pays"]) for row in run.metrics if row.get("step") == step and row.get("drift/pays")]
+    return f": the reward pays for {told[-1]}" if told else ""
 
 
 # title, keys of verdict.json before and after, key in its best_of_n, is a share

@@ -171,7 +171,7 @@ DRIFT = (
         "answers of the first two updates, and of this one",
         "standard errors",
         "grows slowly; it says what is learned",
-        "Above 6: drift/top_movers names the token; is it one that people would pay for?",
+        "Above 6: drift/top_movers names the token: ask whether people would pay for it.",
     ),
     Metric(
         "drift/top_movers",
@@ -285,7 +285,7 @@ DRIFT = (
     _alarm(
         "prompts",
         "Alarm: prompts",
-        "The prompts' length, tokens or states have moved by more than alarm_prompts standard errors since the first two updates.",
-        "The data changes midway: shuffle data.prompts. The policy is not to blame; what it learned may not hold there.",
+        "Length, tokens or states of the prompts have moved by more than alarm_prompts standard errors since the start.",
+        "The data changes midway: shuffle data.prompts. The policy is not to blame, but what it learned may not hold.",
     ),
 )
