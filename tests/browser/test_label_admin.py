@@ -57,6 +57,14 @@ def test_inverted_votes_are_pointed_out_and_go_out_and_back_with_one_click_each(
     assert "human:upside" in sources(server)
 
 
+def test_on_a_phone_the_table_of_people_scrolls_and_its_words_lie_flat(server: LabelServer, page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 780})
+    page.goto(f"{server.address}/language/zh?to=/admin")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    rows = page.locator("tbody tr")
+    assert max(rows.nth(i).bounding_box()["height"] for i in range(rows.count())) < 60
+
+
 def test_a_decision_counts_in_place_of_the_votes(server: LabelServer, page: Any) -> None:
     pair = int(page.get_attribute(".dispute button[data-choice=b]", "data-pair"))
     with page.expect_navigation():

@@ -61,6 +61,9 @@ def test_a_closed_account_is_out_at_once_and_the_last_admin_stays(accounts):
     assert accounts.session(secret) is None and accounts.remembered(secret) == (None,)
     with pytest.raises(DataError, match="account mei is closed"):
         accounts.join(accounts.invite("annotator", "mei"), "mei")
+    accounts.set_open("mei", True)
+    assert accounts.session(secret) is None  # what was shut stays shut: a new link opens another
+    accounts.set_open("mei", False)
     with pytest.raises(DataError, match="boss is the last admin"):
         accounts.set_open("boss", False)
     assert accounts.session(admin) is not None

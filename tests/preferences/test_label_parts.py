@@ -13,7 +13,7 @@ from surefoot.errors import ConfigError
 from surefoot.preferences.accounts import Accounts
 from surefoot.preferences.app import Desk, make_app
 from surefoot.preferences.overview import overview
-from surefoot.preferences.queue import Queue
+from surefoot.preferences.queue import Holder, Queue
 from surefoot.preferences.security import Addresses
 from surefoot.preferences.training import ChildTrainer
 from surefoot.preferences.words import ADMIN_WORDS, WORDS, preferred_language
@@ -96,6 +96,15 @@ def test_the_overview_counts_what_is_there(store, pair):
         ("human:bob", 1, 3.0),
     ]
     assert [(pair.a, pair.said) for pair in view.disputed] == [("left text", {"a": ["ann"], "b": ["bob"]})]
+
+
+def test_the_overview_counts_the_pairs_that_lie_before_somebody_until_their_leases_run_out(store):
+    for i in range(3):
+        prompt = store.add_prompt(f"Number {i}?")
+        store.add_pair(prompt, *(store.add_answer(prompt, f"{word} {i}") for word in ("yes", "no")))
+    queue = Queue(store, clock=lambda: 1000.0)
+    queue.held(Holder("human:ann", "laptop"), 2)
+    assert [overview(queue, Accounts(store), now).num_held for now in (1000.0, 1599.0, 1601.0)] == [2, 2, 0]
 
 
 def test_who_wrote_the_answers_of_a_blind_comparison_is_not_told_to_who_settles_it_either(store):

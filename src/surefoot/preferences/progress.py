@@ -50,12 +50,13 @@ class ProgressBoard:
         left = self._queue.left(source)
         with self._queue.store.reader() as db:
             done = db.execute("SELECT count(*) FROM valid_votes WHERE source = ? AND kind = 'vote'", (source,)).fetchone()[0]
-            own = f"{AGREED} JOIN valid_votes o ON o.pair = m.pair AND o.source = m.source AND o.kind = 'repeat' {STATED}"
-            other = f"{AGREED} JOIN valid_votes o ON o.pair = m.pair AND o.source <> m.source AND o.kind = 'vote' {STATED} AND {PERSON}"
+            own = f"{AGREED} = m.source AND o.kind = 'repeat' {STATED}"
+            other = f"{AGREED} <> m.source AND o.kind = 'vote' {PEOPLE} {STATED}"
             with_self, with_others = (db.execute(query, (source,)).fetchone() for query in (own, other))
         return Progress(done, left, with_self, with_others)
 
 
-AGREED = "SELECT coalesce(sum(m.choice = o.choice), 0), count(*) FROM valid_votes m"
-PERSON = "(o.source LIKE 'human:%' OR o.source LIKE 'function:%')"  # as agreement.is_person
+AGREED = """SELECT coalesce(sum(m.choice = o.choice), 0), count(*) FROM valid_votes m
+    JOIN valid_votes o ON o.pair = m.pair AND o.source"""
+PEOPLE = "AND (o.source LIKE 'human:%' OR o.source LIKE 'function:%')"  # as agreement.is_person
 STATED = "WHERE m.source = ? AND m.kind = 'vote' AND m.choice <> 'skip' AND o.choice <> 'skip'"
