@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rewards": ("types config lm", "torch jaxtyping transformers safetensors jsonschema"),
     "preferences": ("config", "fastapi uvicorn jinja2 starlette pydantic"),  # no torch: an annotator's laptop
     "runtime": ("types config", "torch safetensors"),
-    "runs": ("types config", "torch safetensors yaml"),
+    "runs": ("types config", "torch safetensors yaml tensorboard wandb trackio mlflow"),
     "diagnostics": ("core types runs", "torch jinja2 markupsafe plotly"),
     "build": (ALL, "torch jaxtyping"),
     "stages": (ALL, "torch jaxtyping"),

@@ -329,6 +329,9 @@ class Config(Section):
     threads: Annotated[int, Field(gt=0, le=512)] | None = Field(
         None, description="CPU threads; default: the cores this process may use"
     )
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        (), description="trackers that are told the metrics too, an extra each (docs/trackers.md)"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()

@@ -5,7 +5,7 @@ RUN/
   metrics.jsonl    a line a step, no wall times     timings.jsonl   seconds a step
   samples.jsonl    what was sampled                 events.jsonl    what happened to the run, with wall times
   replay.jsonl     a few of them, token by token    final/          what the stage made
-  checkpoint-N/    see checkpoint.py
+  checkpoint-N/    see checkpoint.py               trackers.json   what trackers were told, see trackers.py
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from surefoot.runs.jsonl import Log, as_line
 from surefoot.runs.lock import RunLock
 from surefoot.runs.manifest import REWOUND, Manifest, changes, continue_or_begin, has_progress, sentence_of, versions
 from surefoot.runs.stop import STOP
+from surefoot.runs.trackers import FILE as TRACKERS
+from surefoot.runs.trackers import Status, Trackers, expect_installed
 
 logger = logging.getLogger(__name__)
 
-_TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", *REWOUND)
+_TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", TRACKERS, "tensorboard", "wandb", *REWOUND)
 
 
 class RunFolder:
@@ -42,7 +44,7 @@ class RunFolder:
     when the disk refuses.
     """
 
-    def __init__(self, path: Path, lock: RunLock, manifest: Manifest, *, keep: int) -> None:
+    def __init__(self, path: Path, lock: RunLock, manifest: Manifest, cfg: Config, *, keep: int) -> None:
         self.path = path
         self._lock = lock
         self._manifest = manifest
@@ -51,6 +53,7 @@ class RunFolder:
         self._logs = {name: Log(path / name) for name in (*REWOUND, "events.jsonl")}
         self._may_record = not has_progress(path)
         self._saved: int | None = None  # the newest checkpoint known to be whole
+        self._trackers = Trackers(path, cfg, self.note)
 
     @classmethod
     def open(
@@ -69,9 +72,11 @@ class RunFolder:
 
         Raises:
             RunError: another process holds it; its verb, settings or inputs are others; `resume` is "never" and a run is in it.
+            ConfigError: the library of a tracker in cfg.report_to is not installed.
         """
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one checkpoint is kept")
+        expect_installed(cfg.report_to)
         path = Path(os.path.abspath(path))  # a later chdir must not move the run
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ class RunFolder:
             if resume == "never" and (what := has_progress(path)):
                 raise RunError(f"{path} holds a run already ({what}). Choose another --out, or --resume auto to go on with it.")
             manifest, notes = continue_or_begin(path, verb, cfg)
-            folder = cls(path, lock, manifest, keep=keep)
+            folder = cls(path, lock, manifest, cfg, keep=keep)
         except BaseException:
             lock.close()
             raise
@@ -130,6 +135,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the folder back. Needed only without `with`."""
+        ends: dict[str, Status] = {"done": "done", "started": "interrupted", "interrupted": "interrupted"}
+        self._trackers.finish(ends.get(self._manifest.content["status"], "failed"))
         for log in self._logs.values():
             log.close()
         self._logs = {}
@@ -225,6 +232,7 @@ class RunFolder:
     def _rewind(self, lengths: Mapping[str, int]) -> None:
         for name in REWOUND:
             self._logs[name].truncate(lengths.get(name, 0))
+        self._trackers.rewound()
         self._may_record = True
 
     def _set_aside(self, path: Path) -> None:
@@ -272,6 +280,7 @@ class RunFolder:
             if not isinstance(value, str | bool | int | float):
                 raise TypeError(f"metric {name} is {type(value).__name__}; give a number, text or a boolean")
         self._append("metrics.jsonl", [{"step": step, **_without_step(metrics)}])
+        self._trackers.follow()
 
     def timing(self, step: int, seconds: Mapping[str, float]) -> None:
         """A line of timings.jsonl: wall times by name, in seconds."""
