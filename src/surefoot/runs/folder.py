@@ -25,7 +25,7 @@ from surefoot.errors import Interrupted, RunError, SurefootError
 from surefoot.faults import fault_point
 from surefoot.runs import checkpoint, durable
 from surefoot.runs.checkpoint import DamagedCheckpoint, State
-from surefoot.runs.jsonl import Log, as_line
+from surefoot.runs.jsonl import Logs
 from surefoot.runs.lock import RunLock
 from surefoot.runs.manifest import REWOUND, Manifest, changes, continue_or_begin, has_progress, sentence_of, versions
 from surefoot.runs.stop import STOP
@@ -50,7 +50,7 @@ class RunFolder:
         self._manifest = manifest
         self._keep = keep
         self._holds_signals = False
-        self._logs = {name: Log(path / name) for name in (*REWOUND, "events.jsonl")}
+        self._logs = Logs(path, rewound=REWOUND, kept=("events.jsonl",))
         self._may_record = not has_progress(path)
         self._saved: int | None = None  # the newest checkpoint known to be whole
         self._trackers = Trackers(path, cfg, self.note)
@@ -137,9 +137,7 @@ class RunFolder:
         """Gives the folder back. Needed only without `with`."""
         ends: dict[str, Status] = {"done": "done", "started": "interrupted", "interrupted": "interrupted"}
         self._trackers.finish(ends.get(self._manifest.content["status"], "failed"))
-        for log in self._logs.values():
-            log.close()
-        self._logs = {}
+        self._logs.close()
         self._lock.close()
 
     @property
@@ -201,7 +199,8 @@ class RunFolder:
         for _, path in checkpoint.checkpoints_in(self.path):
             try:
                 found = checkpoint.read_checkpoint(path)
-                self._check_logs(found.logs)
+                if fault := self._logs.fault_of(found.logs):
+                    raise DamagedCheckpoint(fault)
             except DamagedCheckpoint as reason:
                 damaged.append((path, str(reason)))
                 continue
@@ -222,16 +221,8 @@ class RunFolder:
         self._rewind({})
         return None
 
-    def _check_logs(self, lengths: Mapping[str, int]) -> None:
-        for name, length in lengths.items():
-            if name not in REWOUND:
-                raise DamagedCheckpoint(f"it records the length of {name!r}, which is no log of a run")
-            if self._logs[name].length < length:
-                raise DamagedCheckpoint(f"{name} has {self._logs[name].length:,} bytes, and had {length:,} when it was saved")
-
     def _rewind(self, lengths: Mapping[str, int]) -> None:
-        for name in REWOUND:
-            self._logs[name].truncate(lengths.get(name, 0))
+        self._logs.rewind(lengths)
         self._trackers.rewound()
         self._may_record = True
 
@@ -258,10 +249,7 @@ class RunFolder:
             Diverged: a weight or a moment of the optimiser is not finite; nothing is written.
         """
         self._expect_restored()
-        lengths = {}
-        for name in REWOUND:
-            self._logs[name].sync()
-            lengths[name] = self._logs[name].length
+        lengths = self._logs.synced_lengths()
         kept = "No checkpoint was saved yet." if self.newest is None else f"{self.newest} is kept."
         path = checkpoint.write_checkpoint(self.path, step, state, logs=lengths, made_with=versions(), kept=kept)
         self._saved = step
@@ -298,11 +286,11 @@ class RunFolder:
         """Says what happened to the run, in events.jsonl (with the time) and in the log."""
         logger.warning("%s: %s", self.path.name, message)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._logs["events.jsonl"].append(as_line({"time": now, "pid": os.getpid(), "message": message}))
+        self._logs.append("events.jsonl", [{"time": now, "pid": os.getpid(), "message": message}])
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         self._expect_restored()
-        self._logs[name].append(b"".join(as_line(row) for row in rows))
+        self._logs.append(name, rows)
 
     def _expect_restored(self) -> None:
         if not self._may_record:
@@ -342,8 +330,7 @@ class RunFolder:
 
     def finish(self, **facts: Any) -> None:
         """Marks the run as done; `facts` stand in manifest.json under "facts"."""
-        for log in self._logs.values():
-            log.sync()
+        self._logs.sync()
         self._manifest.update(status="done", reason="", facts=facts)
 
 
