@@ -104,7 +104,6 @@ class PairsConfig(Section):
     against: str | None = Field(None, description="the model from which select = kl measures, for example runs/sft/final")
     annotator: str | None = Field(None, description="module:function that prefers one of two; default: votes come later")
     store: str | None = Field(None, description="SQLite file; default: preferences.db in the run folder")
-    save_every: PositiveInt = 10
 
     @model_validator(mode="after")
     def _check(self) -> Self:
