@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from surefoot.api import PPORun
 from surefoot.cli import run as surefoot
 from surefoot.config import Config
 from surefoot.runs import RunFolder, State, load_manifest, read_jsonl
 from surefoot.runs.tracker_runs import TensorBoardRun
-from tiny_language import make_backbone, make_model, make_tokenizer
 from tracker_readers import READERS, told_to
 
 ROWS: list[dict[str, Any]] = [
@@ -200,6 +198,9 @@ def test_other_words_and_verbs_without_metrics_are_refused(
 
 
 def test_a_ppo_run_ends_with_the_same_bytes_and_the_tracker_with_its_figures(tmp_path: Path) -> None:
+    from surefoot.api import PPORun
+    from tiny_language import make_backbone, make_model, make_tokenizer
+
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     small = {"rollout.response_length": 4, "ppo.rollout_batch_size": 4, "ppo.total_episodes": 8}

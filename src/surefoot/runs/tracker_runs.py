@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 Status = Literal["done", "interrupted", "failed"]
 PROJECT = "surefoot"
 TIMEOUT = 30  # seconds that a server has before its tracker is given up
+UPLOAD_TIMEOUT = 300  # seconds that W&B has at the end of a run for what it has not sent; its files stay for `wandb sync`
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,13 @@ class WandbRun:
             config=dict(identity.settings),
             resume="allow",
             settings=wandb.Settings(
-                console="off", init_timeout=TIMEOUT, login_timeout=TIMEOUT, reinit="create_new", x_disable_stats=True
+                console="off",
+                init_timeout=TIMEOUT,
+                login_timeout=TIMEOUT,
+                finish_timeout=UPLOAD_TIMEOUT,
+                finish_timeout_raises=True,
+                reinit="create_new",  # several runs may be open at once
+                x_disable_stats=True,
             ),
         )
 
@@ -131,9 +138,10 @@ class MlflowRun:
     def __init__(self, identity: Identity) -> None:
         for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", 1), ("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT)):
             os.environ.setdefault(name, str(value))  # by default a server that is gone holds a run up for minutes
-        import mlflow
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
 
-        self._client = mlflow.MlflowClient()
+        self._client = MlflowClient()
         self._names: dict[str, str] = {}
         if identity.run_id is not None:
             self.run_id = identity.run_id
@@ -143,15 +151,15 @@ class MlflowRun:
         found = self._client.get_experiment_by_name(experiment)
         number = self._client.create_experiment(experiment) if found is None else found.experiment_id
         self.run_id = self._client.create_run(number, run_name=identity.name).info.run_id
-        settings = [mlflow.entities.Param(key, str(value)) for key, value in _flat(identity.settings)]
+        settings = [Param(key, str(value)) for key, value in _flat(identity.settings)]
         for start in range(0, len(settings), 100):  # as many as one request may hold
             self._client.log_batch(self.run_id, params=settings[start : start + 100])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        import mlflow
+        from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        batch = [mlflow.entities.Metric(self._name(key), value, now, step) for key, value in metrics.items()]
+        batch = [Metric(self._name(key), value, now, step) for key, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=batch)
 
     def _name(self, key: str) -> str:
