@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,23 @@ def wandb_told(folder: Path) -> list[Told]:
     run_id = told_to(folder)["wandb"]["run"]
     found = []
     for file in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
-        for content in _leveldb_records(file.read_bytes()):
-            record = Record.FromString(content)
+        for record in _until_its_end(file, Record):
             row: dict[str, Any] = {}
             for item in record.history.item:
                 row["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
             found += [(row["_step"], key, value) for key, value in row.items() if not re.match(r"_(step|runtime|timestamp)", key)]
     return found
+
+
+def _until_its_end(file: Path, kind: Any) -> list[Any]:
+    """The records of a run that was finished: W&B's own process may write the last of them a moment later."""
+    latest = time.monotonic() + 120
+    while True:
+        records = [kind.FromString(content) for content in _leveldb_records(file.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < latest, f"{file} has no end"
+        time.sleep(0.1)
 
 
 def _leveldb_records(content: bytes) -> Iterator[bytes]:
@@ -66,6 +77,8 @@ def _leveldb_records(content: bytes) -> Iterator[bytes]:
             at += room
             continue
         size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if at + 7 + size > len(content):
+            return  # being written
         whole = (b"" if kind in (1, 2) else whole) + content[at + 7 : at + 7 + size]
         if kind in (1, 4):
             yield whole
