@@ -28,7 +28,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "core": ("", "torch jaxtyping"),
     "types": ("", "torch jaxtyping"),
     "errors": ("", ""),
-    "config": ("config_base config_lab config_ppo", "pydantic yaml"),
+    "config": ("config_base config_lab config_ppo config_reward", "pydantic yaml"),
     "ppo": ("core types config", "torch jaxtyping"),
     "control": ("core types config", "torch jaxtyping gymnasium safetensors PIL"),
     "lm": ("core types config", "torch jaxtyping transformers peft tokenizers safetensors gguf"),
@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "rewards": ("types config lm", "torch jaxtyping transformers safetensors jsonschema"),
     "preferences": ("config", "fastapi uvicorn jinja2 starlette pydantic"),  # no torch: an annotator's laptop
     "runtime": ("types config", "torch safetensors"),
-    "runs": ("types config", "torch safetensors yaml"),
+    "runs": ("types config", "torch safetensors yaml tensorboard wandb trackio mlflow"),
     "diagnostics": ("core types runs", "torch jinja2 markupsafe plotly"),
     "build": (ALL, "torch jaxtyping"),
     "stages": (ALL, "torch jaxtyping"),
@@ -49,17 +49,20 @@ FURTHER: dict[str, tuple[str, str]] = {
     "__init__": ("", ""),
     "__main__": ("cli", ""),
     "cli_store": ("config", "typer"),
+    "cli_words": ("", ""),
     "faults": ("", ""),
     "content": ("", ""),
     "intervals": ("", ""),
     "config_base": ("", "pydantic"),
     "config_ppo": ("config_base", "pydantic"),
     "config_lab": ("config_base", "pydantic"),
+    "config_reward": ("config_base", "pydantic"),
     "config_file": ("config config_names config_yaml", "pydantic pydantic_core yaml"),
     "config_names": ("config", "pydantic"),
     "config_yaml": ("config", "yaml"),
     "config_examples": ("config config_file", "pydantic"),
     "build_control": (ALL, "torch jaxtyping"),
+    "build_rewards": (ALL, ""),
     "api_control": (ALL, "torch jaxtyping"),
     "api_steps": (ALL, ""),
     "optim": ("core types config", "torch jaxtyping"),
@@ -83,7 +86,7 @@ BESIDES: dict[str, str] = {
     "lm": "embedded content",  # the embedded default is one of its backbones
     "preferences": "content intervals",
     "diagnostics": "intervals",
-    "cli": "cli_store config_file config_names doctor dry_run interchange progress",
+    "cli": "cli_store cli_words config_file config_names doctor dry_run interchange progress",
 }
 OPEN_TO_ALL = ("errors", "faults", "numpy")
 CLOSED = ("core", "types")  # to which even these are not open

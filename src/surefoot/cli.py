@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from surefoot import __version__, cli_store
+from surefoot.cli_words import env_words, split_words
 from surefoot.errors import ConfigError, DataError, Interrupted, SurefootError
 
 if TYPE_CHECKING:
@@ -282,41 +283,6 @@ def run(arguments: Sequence[str]) -> int:
         _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")
         return Interrupted.exit_status
     return status if isinstance(status, int) else 0
-
-
-def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The YAML file, if the words name one, and the overrides: a word that follows `--name` is its value."""
-    path: Path | None = None
-    overrides: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word.startswith("--"):
-            overrides.append(word)
-            if "=" not in word and rest and not rest[0].startswith("--"):
-                overrides.append(rest.pop(0))
-        elif path is None:
-            path = Path(word)
-        else:
-            raise ConfigError(f"command line: two files, {path} and {word}. Name one; write settings as --SECTION.SETTING VALUE.")
-    return path, overrides
-
-
-def env_words(words: Sequence[str]) -> list[str]:
-    """The words of `control` with its environment, a bare word that is no YAML file, written as the setting that it is."""
-    found: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word.startswith("--"):
-            found.append(word)
-            if "=" not in word and rest and not rest[0].startswith("--"):
-                found.append(rest.pop(0))
-        elif word.endswith((".yaml", ".yml")):
-            found.append(word)
-        else:
-            found.append(f"--control.env={word}")
-    return found
 
 
 def _complain(name: str, message: str) -> None:

@@ -56,6 +56,7 @@ _OF_ROUNDS = "each round works on what the one before it made"
 _TWO_WORDS = "the two models are the words after compare"
 VERB_UNREAD = {
     "control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()},
+    "chat": {"report_to": "a talk records no metrics"},
     "rounds": {
         "pairs.models": "the policy of the last round answers",
         "pairs.annotator": "rounds.annotator says who votes",
@@ -241,8 +242,9 @@ def _refuse_unread(settings: Sequence[Setting], verb: str) -> None:
     problems = []
     for setting in settings:
         home = setting.path[0]
-        is_read = home in read and setting.name not in unread and (home != "data" or setting.path[1] in VERB_DATA[verb])
-        if len(setting.path) == 1 or is_read:
+        is_top = len(setting.path) == 1
+        is_read = is_top or (home in read and (home != "data" or setting.path[1] in VERB_DATA[verb]))
+        if is_read and setting.name not in unread:
             continue
         default = known[setting.name].default
         if setting.value == (list(default) if isinstance(default, tuple) else default):
@@ -300,7 +302,9 @@ def _refusal(setting: Setting) -> str:
     """ "run.yaml line 3: ppo.gamma = 2 is not allowed. Allowed: a number of at least 0 and of at most 1."""
     info = fields()[setting.name]
     words = [str(member) for member in members(info.annotation)]
-    close = difflib.get_close_matches(str(setting.value), words, n=1) if words else []
+    given = setting.value if isinstance(setting.value, list) else [setting.value]
+    odd = [str(value) for value in given if str(value) not in words]
+    close = difflib.get_close_matches(odd[0], words, n=1) if words and odd else []
     guess = f" Did you mean {close[0]}?" if close else ""
     return f"{setting.where}: {setting.name} = {shown(setting.value)} is not allowed. Allowed: {allowed(info)}.{guess}"
 
@@ -308,6 +312,7 @@ def _refusal(setting: Setting) -> str:
 def _sentence(error: ErrorDetails, settings: Mapping[tuple[str, ...], Setting]) -> str:
     """One pydantic error in one line. A validator of the schema speaks for itself; it is told where its settings were written."""
     path = tuple(str(part) for part in error["loc"][:2])
+    path = path if path in settings else path[:1]  # an item of a list at the top level is no setting
     if error["type"] != "value_error":
         return _refusal(settings[path])
     said = str(error["ctx"]["error"]) if "ctx" in error else error["msg"]

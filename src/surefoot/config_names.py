@@ -61,6 +61,7 @@ OTHER_NAMES = {
     "max_response_length": "rollout.response_length",
     "micro_rollout_batch_size": "rollout.batch_size",
     "micro_train_batch_size": "micro_batch_size",
+    "logger": "report_to",
     "mini_batch_size": "num_mini_batches",
     "model_name_or_path": "model.name",
     "model_path": "model.name",

@@ -32,8 +32,8 @@ from .core import (
     zero_outside,
 )
 from .errors import ConfigError, TrainingError
-from .ppo_by_hand import fits, nets_of, update_by_hand
-from .ppo_decisions import Stepped, carried_out, decisions, mean_count
+from .ppo_by_hand import SeedUpdate, fits, nets_of, update_by_hand
+from .ppo_decisions import Stepped, carried_out, decisions, mean_count, reads_kl_after
 from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
 from .types import ActorCritic, Evaluation, Nets, PPOBatch, Runtime, UpdateStats
 
@@ -76,14 +76,7 @@ def ppo_loss(
     def mean(x: Tensor) -> Tensor:
         return masked_mean(x / row_length, mask, count)
 
-    match cfg.objective:
-        case "clip":
-            surrogate = clipped_surrogate(ratio, advantages, epsilon=cfg.cliprange, epsilon_high=cfg.cliprange_high)
-        case "penalty":
-            penalty = kl_estimate(logp_old, logp, "k1") if cfg.beta_estimator == "k1" else kl_old_new
-            surrogate = kl_penalized_surrogate(ratio, advantages, penalty, beta=beta)
-        case "policy_gradient":
-            surrogate = policy_gradient(logp, advantages)
+    surrogate = _surrogate(logp, logp_old, ratio, advantages, kl_old_new, cfg, beta)
     plain = value_loss(values, returns)
     clip_v = cfg.cliprange_value
     value = plain if clip_v is None else clipped_value_loss(values, values_old, returns, cliprange=clip_v)
@@ -96,11 +89,9 @@ def ppo_loss(
             tether = zero_outside(_tether(evaluation, rows, logp, ratio, kl, cfg), mask)
             loss = loss + kl_coef * mean(tether)
 
-    def total(x: Tensor) -> Tensor:
-        return zero_outside(x.detach().float(), mask).sum()
-
     high = cfg.cliprange if cfg.cliprange_high is None else cfg.cliprange_high
     is_cut = clip_active(ratio, advantages, epsilon=cfg.cliprange, epsilon_high=high) & (cfg.objective == "clip")
+    total = partial(_total, mask=mask)
     return loss, LossParts(
         loss_policy=loss_policy.detach() * count,
         loss_value=loss_value.detach() * count,
@@ -115,6 +106,25 @@ def ppo_loss(
         abs_log_ratio=total((logp - logp_old).abs()),
         entropy=total(evaluation.entropy),
     )
+
+
+def _total(x: Tensor, mask: Tensor) -> Float[Tensor, ""]:
+    """The sum over valid steps, without gradient."""
+    return zero_outside(x.detach().float(), mask).sum()
+
+
+def _surrogate(
+    logp: Tensor, logp_old: Tensor, ratio: Tensor, advantages: Tensor, kl_old_new: Tensor, cfg: PPOConfig, beta: float
+) -> Float[Tensor, "B T"]:
+    """What the objective of `cfg` maximises, a step."""
+    match cfg.objective:
+        case "clip":
+            return clipped_surrogate(ratio, advantages, epsilon=cfg.cliprange, epsilon_high=cfg.cliprange_high)
+        case "penalty":
+            penalty = kl_estimate(logp_old, logp, "k1") if cfg.beta_estimator == "k1" else kl_old_new
+            return kl_penalized_surrogate(ratio, advantages, penalty, beta=beta)
+        case "policy_gradient":
+            return policy_gradient(logp, advantages)
 
 
 def _kl_old_new(
@@ -184,19 +194,8 @@ def ppo_update(
     """
     batch = _prepared(batch, cfg)
     if (nets := nets_of(actor_critic, batch, cfg, optimizer, runtime, kl_coef=kl_coef)) is not None:
-        return update_by_hand(
-            nets,
-            [actor_critic],
-            [batch],
-            cfg,
-            optimizers=[optimizer],
-            runtime=runtime,
-            generators=[generator],
-            betas=[beta],
-            critic_only=critic_only,
-            skipped_in_row=[skipped_in_row],
-            should_stop=should_stop,
-        )[0]
+        own = SeedUpdate(actor_critic, batch, optimizer, generator, beta, skipped_in_row)
+        return update_by_hand(nets, [own], cfg, runtime=runtime, critic_only=critic_only, should_stop=should_stop)[0]
     loss_of = partial(ppo_loss, kl=actor_critic.kl, beta=beta, kl_coef=kl_coef, critic_only=critic_only)
 
     def gradients(chosen: Tensor) -> Seen:
@@ -220,24 +219,19 @@ def ppo_update(
     )
     tally = carried_out(course, gradients, step)
     optimizer.zero_grad(set_to_none=True)
-    reads_kl = cfg.objective == "penalty" and cfg.beta_controller != "fixed" and not critic_only
-    kl_after = _measured_kl(actor_critic, batch, cfg, runtime) if reads_kl else tally.last_kl
+    is_measured = reads_kl_after(cfg, critic_only=critic_only)
+    kl_after = _measured_kl(actor_critic, batch, cfg, runtime) if is_measured else tally.last_kl
     log_ratio_max = float(runtime.max(torch.tensor(tally.highest_log_ratio, device=batch.mask.device)))
     return statistics(tally, batch, cfg, kl_after=kl_after, log_ratio_max=log_ratio_max)
 
 
 def ppo_update_seeds(
     nets: Nets,
-    actor_critics: Sequence[ActorCritic],
-    batches: Sequence[PPOBatch],
+    seeds: Sequence[SeedUpdate],
     cfg: PPOConfig,
     *,
-    optimizers: Sequence[torch.optim.Optimizer],
     runtime: Runtime,
-    generators: Sequence[torch.Generator],
-    betas: Sequence[float],
     critic_only: bool = False,
-    skipped_in_row: Sequence[int] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[UpdateStats]:
     """`ppo_update` of several seeds side by side: each comes out as it would alone, up to the rounding of the products.
@@ -246,24 +240,14 @@ def ppo_update_seeds(
 
     Raises: ConfigError where these updates need autograd; otherwise as `ppo_update`, of the first seed that raises.
     """
-    if runtime.world_size > 1 or not all(fits(batch, cfg, kl_coef=0.0) for batch in batches) or not nets.accepts(optimizers):
+    have_gradients = all(fits(each.batch, cfg, kl_coef=0.0) for each in seeds)
+    if runtime.world_size > 1 or not have_gradients or not nets.accepts([each.optimizer for each in seeds]):
         raise ConfigError(
             "Seeds are trained side by side in one process on the CPU, in float32, by AdamW over all weights, and the exact "
             "penalty needs dist_old. Train them one after the other."
         )
-    return update_by_hand(
-        nets,
-        actor_critics,
-        [_prepared(batch, cfg) for batch in batches],
-        cfg,
-        optimizers=optimizers,
-        runtime=runtime,
-        generators=generators,
-        betas=betas,
-        critic_only=critic_only,
-        skipped_in_row=[0] * len(batches) if skipped_in_row is None else skipped_in_row,
-        should_stop=should_stop,
-    )
+    prepared = [replace(each, batch=_prepared(each.batch, cfg)) for each in seeds]
+    return update_by_hand(nets, prepared, cfg, runtime=runtime, critic_only=critic_only, should_stop=should_stop)
 
 
 def next_coefficient(rule: Rule, coef: float, kl: float, *, target: float, rate: float, horizon: float, steps: float) -> float:
@@ -280,6 +264,21 @@ def next_coefficient(rule: Rule, coef: float, kl: float, *, target: float, rate:
             return doubling_rule(coef, kl, target=target)
         case "proportional":
             return proportional_rule(coef, kl, target=target, horizon=horizon, steps=steps)
+
+
+def next_beta(cfg: PPOConfig, beta: float, stats: UpdateStats, *, steps: int) -> float:
+    """Beta after an update over `steps` valid steps (8.3.4): by `kl_after`, and as it was where no step was taken."""
+    if cfg.objective != "penalty" or not stats.steps:
+        return beta
+    return next_coefficient(
+        cfg.beta_controller,
+        beta,
+        stats.kl_after,
+        target=cfg.beta_target,
+        rate=cfg.beta_rate,
+        horizon=cfg.beta_horizon,
+        steps=steps,
+    )
 
 
 def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:

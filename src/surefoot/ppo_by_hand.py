@@ -7,15 +7,28 @@ and stops by itself. While all of them go on they are one batched network; once 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .config import PPOConfig
-from .ppo_decisions import Decisions, Stepped, decisions
+from .ppo_decisions import Decisions, Stepped, decisions, reads_kl_after
 from .ppo_figures import Seen, Tally, statistics
 from .ppo_gradient import Array, Columns, loss_slopes
 from .types import ActorCritic, Nets, NetsOwner, PPOBatch, Runtime, UpdateStats
+
+
+@dataclass(frozen=True, slots=True)
+class SeedUpdate:
+    """What one seed brings to its update: as the arguments of `ppo_update`."""
+
+    actor_critic: ActorCritic
+    batch: PPOBatch
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    beta: float
+    skipped_in_row: int = 0
 
 
 def nets_of(
@@ -48,30 +61,33 @@ def fits(batch: PPOBatch, cfg: PPOConfig, *, kl_coef: float) -> bool:
 
 def update_by_hand(
     nets: Nets,
-    actor_critics: Sequence[ActorCritic],
-    batches: Sequence[PPOBatch],
+    seeds: Sequence[SeedUpdate],
     cfg: PPOConfig,
     *,
-    optimizers: Sequence[torch.optim.Optimizer],
     runtime: Runtime,
-    generators: Sequence[torch.Generator],
-    betas: Sequence[float],
     critic_only: bool,
-    skipped_in_row: Sequence[int],
     should_stop: Callable[[], bool],
 ) -> list[UpdateStats]:
     """One update of each seed, whose batches are prepared. Raises: as `ppo_update`."""
     courses = [
-        decisions(each, batch, cfg, runtime=runtime, generator=generator, skipped_in_row=skipped)
-        for each, batch, generator, skipped in zip(actor_critics, batches, generators, skipped_in_row, strict=True)
+        decisions(
+            each.actor_critic,
+            each.batch,
+            cfg,
+            runtime=runtime,
+            generator=each.generator,
+            skipped_in_row=each.skipped_in_row,
+        )
+        for each in seeds
     ]
-    arithmetic = _Arithmetic(nets, batches, cfg, betas, critic_only, should_stop)
-    nets.open(batches, optimizers)
+    batches = [each.batch for each in seeds]
+    arithmetic = _Arithmetic(nets, batches, cfg, [each.beta for each in seeds], critic_only, should_stop)
+    nets.open(batches, [each.optimizer for each in seeds])
     try:
         with np.errstate(all="ignore"):  # what is not finite is found by the guard and told there
             tallies = _carried_out_together(courses, arithmetic, cfg.max_grad_norm)
-            reads_kl = cfg.objective == "penalty" and cfg.beta_controller != "fixed" and not critic_only
-            kls = arithmetic.measured_kl() if reads_kl else [tally.last_kl for tally in tallies]
+            is_measured = reads_kl_after(cfg, critic_only=critic_only)
+            kls = arithmetic.measured_kl() if is_measured else [tally.last_kl for tally in tallies]
     finally:
         nets.close()
     return [

@@ -33,6 +33,11 @@ def mean_count(mask: Bool[Tensor, "B T"], aggregation: str) -> int:
     return int(mask.sum() if aggregation == "token_mean" else mask.any(dim=1).sum())
 
 
+def reads_kl_after(cfg: PPOConfig, *, critic_only: bool) -> bool:
+    """Whether a rule of beta reads KL(pi_old || pi_theta) after the update, so that it is measured over the whole rollout."""
+    return cfg.objective == "penalty" and cfg.beta_controller != "fixed" and not critic_only
+
+
 def decisions(
     actor_critic: ActorCritic,
     batch: PPOBatch,

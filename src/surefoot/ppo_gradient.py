@@ -56,13 +56,7 @@ def loss_slopes(
     Also returns, of each seed: the sums of LossParts [S, 12] (losses as means: times `count` they are sums), and the largest
     log ratio and |log ratio|, [2, S] (-inf without a valid step).
     """
-    logp, values, entropy, kl = judged
-    mask = rows.mask
-    logp_old, values_old, advantages, returns = rows[:4]
-    if mask is not None:  # before any arithmetic: what stands outside may be NaN
-        logp, values, entropy = (np.where(mask, x, 0) for x in (logp, values, entropy))
-        logp_old, values_old, advantages, returns = (np.where(mask, x, 0) for x in rows[:4])
-        kl = None if kl is None else np.where(mask, kl, 0)
+    (logp, values, entropy, kl), (logp_old, values_old, advantages, returns, mask) = _emptied(judged, rows)
     table = np.zeros((13, *logp.shape), logp.dtype)
     log_ratio = logp - logp_old
     gap = np.expm1(log_ratio, out=table[_GAP])
@@ -97,6 +91,14 @@ def loss_slopes(
     by_entropy = np.full_like(logp, -cfg.ent_coef) * weight if cfg.ent_coef else None
     by_kl = None if by_kl is None else by_kl * weight
     return Judgement(by_logp, by_value, by_entropy, by_kl), sums[:, :12], highest
+
+
+def _emptied(judged: Judgement, rows: Columns) -> tuple[Judgement, Columns]:
+    """Zeros outside the mask, before any arithmetic: what stands there may be NaN."""
+    if (mask := rows.mask) is None:
+        return judged, rows
+    said = (None if x is None else np.where(mask, x, 0) for x in judged)
+    return Judgement(*said), Columns(*(np.where(mask, x, 0) for x in rows[:4]), mask)
 
 
 def _surrogate(

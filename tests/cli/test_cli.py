@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from surefoot.cli import STAGES, run, split_words
+from surefoot.cli import STAGES, run
+from surefoot.cli_words import split_words
 from surefoot.config import Config
 from surefoot.errors import ConfigError, DataError, EngineError, Interrupted, RunError, SurefootError, TrainingError
 from surefoot.runs import RunFolder

@@ -47,7 +47,8 @@ def load(name: str, *settings: str) -> Config:
 
 def value_of(cfg: Config, name: str) -> object:
     section, _, key = name.rpartition(".")
-    return getattr(getattr(cfg, section) if section else cfg, key)
+    value = getattr(getattr(cfg, section) if section else cfg, key)
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value  # a list of the one that was chosen
 
 
 def test_there_are_choices_to_walk():
@@ -80,7 +81,8 @@ def test_each_member_that_cannot_stand_alone_is_refused_with_the_reason(name, me
 def test_what_is_no_member_is_refused_with_all_members(name):
     with pytest.raises(ConfigError) as caught:
         load(name, f"{name}=neither")
-    assert f'{name} = "neither" is not allowed.' in str(caught.value)
+    given = '["neither"]' if tuple in kinds(fields()[name].annotation) else '"neither"'
+    assert f"{name} = {given} is not allowed." in str(caught.value)
     assert all(str(member) in str(caught.value) for member in members(fields()[name].annotation))
 
 

@@ -15,6 +15,7 @@ from surefoot.control import FlatNets
 from surefoot.errors import ConfigError
 from surefoot.optim import make_optimizer
 from surefoot.ppo import ppo_update, ppo_update_seeds
+from surefoot.ppo_by_hand import SeedUpdate
 from surefoot.progress import SilentProgress
 from surefoot.runs import RunFolder, read_jsonl
 from surefoot.runtime import SingleRuntime
@@ -25,10 +26,12 @@ from toys import largest_difference, weights_of
 def test_seeds_that_need_autograd_are_refused() -> None:
     actor_critics = [actor_critic_of("discrete", seed=seed) for seed in range(2)]
     cfg, batches = settings(), [rollout_of(each) for each in actor_critics]
-    given: dict[str, Any] = {"runtime": SingleRuntime(), "generators": [torch.Generator()] * 2, "betas": [0.0, 0.0]}
-    slow = [torch.optim.SGD(each.parameters(), lr=0.1) for each in actor_critics]
+    slow = [
+        SeedUpdate(each, batch, torch.optim.SGD(each.parameters(), lr=0.1), torch.Generator(), beta=0.0)
+        for each, batch in zip(actor_critics, batches, strict=True)
+    ]
     with pytest.raises(ConfigError, match="Train them one after the other"):
-        ppo_update_seeds(FlatNets(actor_critics), actor_critics, batches, cfg, optimizers=slow, **given)
+        ppo_update_seeds(FlatNets(actor_critics), slow, cfg, runtime=SingleRuntime())
 
 
 def test_nets_of_one_seed_and_of_several_may_take_turns() -> None:
@@ -46,12 +49,11 @@ def test_nets_of_one_seed_and_of_several_may_take_turns() -> None:
 
     for turn in range(3):
         if turn == 1:
-            generators = [torch.Generator().manual_seed(turn) for _ in range(2)]
-            batches = [rollout_of(each) for each in actor_critics]
-            ppo_update_seeds(
-                joint, actor_critics, batches, cfg, optimizers=optimizers, runtime=SingleRuntime(), generators=generators,
-                betas=[0.0, 0.0],
-            )  # fmt: skip
+            seeds = [
+                SeedUpdate(each, rollout_of(each), optimizer, torch.Generator().manual_seed(turn), beta=0.0)
+                for each, optimizer in zip(actor_critics, optimizers, strict=True)
+            ]
+            ppo_update_seeds(joint, seeds, cfg, runtime=SingleRuntime())
         for i in range(2):
             if turn != 1:
                 one(actor_critics[i], optimizers[i], turn, lambda same: same)

@@ -113,10 +113,7 @@ def test_a_setting_that_this_version_does_not_have_any_more_is_a_difference(tmp_
 def test_threads_may_change_and_it_is_noted(tmp_path: Path) -> None:
     begin(tmp_path, Config(threads=1))
     open_run(tmp_path, Config(threads=2)).close()
-    assert (
-        read_jsonl(tmp_path / "events.jsonl")[0]["message"]
-        == "threads changed from 1 to 2: allowed, but the last bits may differ"
-    )
+    assert read_jsonl(tmp_path / "events.jsonl")[0]["message"] == "threads changed from 1 to 2: allowed; the last bits may differ"
     assert read_config(tmp_path)["threads"] == 2
 
 

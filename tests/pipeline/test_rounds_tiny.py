@@ -152,7 +152,7 @@ def test_people_are_waited_for_with_status_75_and_a_line_that_says_what_to_do(
         assert said in capsys.readouterr().err
         first, second, *_ = store.pairs_without_votes()
         store.vote(first.id, "a", source="human:ann")
-        store.vote(second.id, "skip", source="human:ann")  # looked at: nobody asks again
+        store.vote(second.id, "skip", source="human:ann")  # the only one who votes: nobody is left to ask
         assert rounds(out, *words) == 75
         assert f"2 of {total} votes" in capsys.readouterr().err
         assert not (out / "reward-1").exists()

@@ -227,6 +227,11 @@ class PreferenceStore:
             rows = reader.execute(query, arguments)
             return [Pair(id, json.loads(prompt), json.loads(a), json.loads(b), reason) for id, prompt, a, b, reason in rows]
 
+    def pairs_chosen_for(self, reason: str) -> set[int]:
+        """Numbers of the pairs whose `reason` begins with this one, voted on or not."""
+        with self.reader() as reader:
+            return {int(row[0]) for row in reader.execute("SELECT id FROM pairs WHERE instr(reason, ?) = 1", (reason,))}
+
     def votes(self) -> Iterator[Vote]:
         """All valid votes, oldest first, streamed from one snapshot."""
         with self.reader() as reader:

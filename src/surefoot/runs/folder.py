@@ -5,7 +5,7 @@ RUN/
   metrics.jsonl    a line a step, no wall times     timings.jsonl   seconds a step
   samples.jsonl    what was sampled                 events.jsonl    what happened to the run, with wall times
   replay.jsonl     a few of them, token by token    final/          what the stage made
-  checkpoint-N/    see checkpoint.py
+  checkpoint-N/    see checkpoint.py               trackers.json   what trackers were told, see trackers.py
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from surefoot.errors import Interrupted, RunError, SurefootError
 from surefoot.faults import fault_point
 from surefoot.runs import checkpoint, durable
 from surefoot.runs.checkpoint import DamagedCheckpoint, State
-from surefoot.runs.jsonl import Log, as_line
+from surefoot.runs.jsonl import Logs
 from surefoot.runs.lock import RunLock
 from surefoot.runs.manifest import REWOUND, Manifest, changes, continue_or_begin, has_progress, sentence_of, versions
 from surefoot.runs.stop import STOP
+from surefoot.runs.trackers import FILE as TRACKERS
+from surefoot.runs.trackers import Status, Trackers, expect_installed
 
 logger = logging.getLogger(__name__)
 
-_TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", *REWOUND)
+_TAKEN = ("config.yaml", "manifest.json", "run.lock", "events.jsonl", TRACKERS, "tensorboard", "wandb", *REWOUND)
 
 
 class RunFolder:
@@ -42,15 +44,16 @@ class RunFolder:
     when the disk refuses.
     """
 
-    def __init__(self, path: Path, lock: RunLock, manifest: Manifest, *, keep: int) -> None:
+    def __init__(self, path: Path, lock: RunLock, manifest: Manifest, cfg: Config, *, keep: int) -> None:
         self.path = path
         self._lock = lock
         self._manifest = manifest
         self._keep = keep
         self._holds_signals = False
-        self._logs = {name: Log(path / name) for name in (*REWOUND, "events.jsonl")}
+        self._logs = Logs(path, rewound=REWOUND, kept=("events.jsonl",))
         self._may_record = not has_progress(path)
         self._saved: int | None = None  # the newest checkpoint known to be whole
+        self._trackers = Trackers(path, cfg, self.note)
 
     @classmethod
     def open(
@@ -69,9 +72,11 @@ class RunFolder:
 
         Raises:
             RunError: another process holds it; its verb, settings or inputs are others; `resume` is "never" and a run is in it.
+            ConfigError: the library of a tracker in cfg.report_to is not installed.
         """
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one checkpoint is kept")
+        expect_installed(cfg.report_to)
         path = Path(os.path.abspath(path))  # a later chdir must not move the run
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ class RunFolder:
             if resume == "never" and (what := has_progress(path)):
                 raise RunError(f"{path} holds a run already ({what}). Choose another --out, or --resume auto to go on with it.")
             manifest, notes = continue_or_begin(path, verb, cfg)
-            folder = cls(path, lock, manifest, keep=keep)
+            folder = cls(path, lock, manifest, cfg, keep=keep)
         except BaseException:
             lock.close()
             raise
@@ -130,9 +135,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Gives the folder back. Needed only without `with`."""
-        for log in self._logs.values():
-            log.close()
-        self._logs = {}
+        ends: dict[str, Status] = {"done": "done", "started": "interrupted", "interrupted": "interrupted"}
+        self._trackers.finish(ends.get(self._manifest.content["status"], "failed"))
+        self._logs.close()
         self._lock.close()
 
     @property
@@ -194,7 +199,8 @@ class RunFolder:
         for _, path in checkpoint.checkpoints_in(self.path):
             try:
                 found = checkpoint.read_checkpoint(path)
-                self._check_logs(found.logs)
+                if fault := self._logs.fault_of(found.logs):
+                    raise DamagedCheckpoint(fault)
             except DamagedCheckpoint as reason:
                 damaged.append((path, str(reason)))
                 continue
@@ -215,16 +221,9 @@ class RunFolder:
         self._rewind({})
         return None
 
-    def _check_logs(self, lengths: Mapping[str, int]) -> None:
-        for name, length in lengths.items():
-            if name not in REWOUND:
-                raise DamagedCheckpoint(f"it records the length of {name!r}, which is no log of a run")
-            if self._logs[name].length < length:
-                raise DamagedCheckpoint(f"{name} has {self._logs[name].length:,} bytes, and had {length:,} when it was saved")
-
     def _rewind(self, lengths: Mapping[str, int]) -> None:
-        for name in REWOUND:
-            self._logs[name].truncate(lengths.get(name, 0))
+        self._logs.rewind(lengths)
+        self._trackers.rewound()
         self._may_record = True
 
     def _set_aside(self, path: Path) -> None:
@@ -250,10 +249,7 @@ class RunFolder:
             Diverged: a weight or a moment of the optimiser is not finite; nothing is written.
         """
         self._expect_restored()
-        lengths = {}
-        for name in REWOUND:
-            self._logs[name].sync()
-            lengths[name] = self._logs[name].length
+        lengths = self._logs.synced_lengths()
         kept = "No checkpoint was saved yet." if self.newest is None else f"{self.newest} is kept."
         path = checkpoint.write_checkpoint(self.path, step, state, logs=lengths, made_with=versions(), kept=kept)
         self._saved = step
@@ -272,6 +268,7 @@ class RunFolder:
             if not isinstance(value, str | bool | int | float):
                 raise TypeError(f"metric {name} is {type(value).__name__}; give a number, text or a boolean")
         self._append("metrics.jsonl", [{"step": step, **_without_step(metrics)}])
+        self._trackers.follow()
 
     def timing(self, step: int, seconds: Mapping[str, float]) -> None:
         """A line of timings.jsonl: wall times by name, in seconds."""
@@ -289,11 +286,11 @@ class RunFolder:
         """Says what happened to the run, in events.jsonl (with the time) and in the log."""
         logger.warning("%s: %s", self.path.name, message)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._logs["events.jsonl"].append(as_line({"time": now, "pid": os.getpid(), "message": message}))
+        self._logs.append("events.jsonl", [{"time": now, "pid": os.getpid(), "message": message}])
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         self._expect_restored()
-        self._logs[name].append(b"".join(as_line(row) for row in rows))
+        self._logs.append(name, rows)
 
     def _expect_restored(self) -> None:
         if not self._may_record:
@@ -333,8 +330,7 @@ class RunFolder:
 
     def finish(self, **facts: Any) -> None:
         """Marks the run as done; `facts` stand in manifest.json under "facts"."""
-        for log in self._logs.values():
-            log.sync()
+        self._logs.sync()
         self._manifest.update(status="done", reason="", facts=facts)
 
 

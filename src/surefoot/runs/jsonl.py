@@ -1,11 +1,11 @@
-"""JSONL files that grow a line at a time, and their reader."""
+"""JSONL files that grow a line at a time, a run's set of them, and their reader."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,46 @@ class Log:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class Logs:
+    """The logs of a run folder. Those named in `rewound` are cut back to a checkpoint's lengths; the others keep all."""
+
+    def __init__(self, folder: Path, rewound: Iterable[str], kept: Iterable[str]) -> None:
+        self._rewound = tuple(rewound)
+        self._logs = {name: Log(folder / name) for name in (*self._rewound, *kept)}
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes rows as lines, all of them or none. Raises RunError where there is no room."""
+        self._logs[name].append(b"".join(as_line(row) for row in rows))
+
+    def synced_lengths(self) -> dict[str, int]:
+        """Bytes of each log that is cut back, on the disk when this returns."""
+        self.sync(self._rewound)
+        return {name: self._logs[name].length for name in self._rewound}
+
+    def fault_of(self, lengths: Mapping[str, int]) -> str:
+        """Why the logs cannot be cut back to `lengths`, in words; "" when they can."""
+        for name, length in lengths.items():
+            if name not in self._rewound:
+                return f"it records the length of {name!r}, which is no log of a run"
+            if self._logs[name].length < length:
+                return f"{name} has {self._logs[name].length:,} bytes, and had {length:,} when it was saved"
+        return ""
+
+    def rewind(self, lengths: Mapping[str, int]) -> None:
+        """Cuts the logs back; one without a length becomes empty."""
+        for name in self._rewound:
+            self._logs[name].truncate(lengths.get(name, 0))
+
+    def sync(self, names: Iterable[str] | None = None) -> None:
+        for name in self._logs if names is None else names:
+            self._logs[name].sync()
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs = {}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,10 @@ from surefoot.runs.checkpoint import checkpoints_in
 from surefoot.runs.durable import write_atomic
 
 REWOUND = ("metrics.jsonl", "timings.jsonl", "samples.jsonl", "replay.jsonl")  # cut back on resume; events.jsonl keeps all
-FREE = ("threads",)  # settings that may change on resume: they say how fast, and move the last bits alone
+FREE = {  # settings that may change on resume, and what the change does
+    "threads": "the last bits may differ",
+    "report_to": "trackers are told what they lack",
+}
 _ABSENT = "(not set)"
 _SHOWN = 8
 
@@ -207,9 +210,7 @@ def continue_or_begin(path: Path, verb: str, cfg: Config) -> tuple[Manifest, lis
         changed = changes(read_config(path), cfg.model_dump(mode="json"))
         if hard := {key: pair for key, pair in changed.items() if key not in FREE}:
             raise RunError(sentence_of(path, "settings", hard))
-        notes = [
-            f"{key} changed from {old} to {new}: allowed, but the last bits may differ" for key, (old, new) in changed.items()
-        ]
+        notes = [f"{key} changed from {old} to {new}: allowed; {FREE[key]}" for key, (old, new) in changed.items()]
         manifest = before
     else:
         manifest = Manifest.new(path, verb, cfg.seed)

@@ -14,7 +14,8 @@ from surefoot.control.saved import Agent, load_weights
 from surefoot.errors import ConfigError
 from surefoot.faults import fault_point
 from surefoot.optim import set_learning_rates, trainable_names
-from surefoot.ppo import next_coefficient, ppo_update, ppo_update_seeds
+from surefoot.ppo import next_beta, ppo_update, ppo_update_seeds
+from surefoot.ppo_by_hand import SeedUpdate
 from surefoot.runs import RunFolder, State, flatten_optimizer, restore_optimizer
 from surefoot.stages.clock import Clock
 from surefoot.types import Runtime, UpdateStats
@@ -165,19 +166,13 @@ def _updated(
     batches = [to_batch(each, gamma=ppo.gamma, lam=ppo.lam, keep_dist=keep_dist) for each in rollouts]
     critic_only = courses[0].at.update < ppo.critic_warmup_steps
     if nets is not None:
-        return ppo_update_seeds(
-            nets,
-            [each.parts.actor_critic for each in courses],
-            batches,
-            ppo,
-            optimizers=[each.parts.optimizer for each in courses],
-            runtime=first.runtime,
-            generators=[each.parts.generator for each in courses],
-            betas=[each.at.beta for each in courses],
-            critic_only=critic_only,
-            skipped_in_row=[each.at.skipped_in_row for each in courses],
-            should_stop=should_stop,
-        )
+        seeds = [
+            SeedUpdate(
+                own.parts.actor_critic, batch, own.parts.optimizer, own.parts.generator, own.at.beta, own.at.skipped_in_row
+            )
+            for own, batch in zip(courses, batches, strict=True)
+        ]
+        return ppo_update_seeds(nets, seeds, ppo, runtime=first.runtime, critic_only=critic_only, should_stop=should_stop)
     stats = ppo_update(
         first.actor_critic,
         batches[0],
@@ -207,16 +202,8 @@ def update_settings(cfg: Config) -> PPOConfig:
 def _moved(at: ControlProgress, rollout: Rollout, stats: UpdateStats, cfg: PPOConfig, update: int) -> ControlProgress:
     """After this update: beta by `kl_after`, and the episodes that ended."""
     beta = at.beta
-    if cfg.objective == "penalty" and stats.steps and update > cfg.critic_warmup_steps:
-        beta = next_coefficient(
-            cfg.beta_controller,
-            beta,
-            stats.kl_after,
-            target=cfg.beta_target,
-            rate=cfg.beta_rate,
-            horizon=cfg.beta_horizon,
-            steps=cfg.rollout_batch_size,
-        )
+    if update > cfg.critic_warmup_steps:
+        beta = next_beta(cfg, beta, stats, steps=cfg.rollout_batch_size)
     returns = (*at.returns, *rollout.episode_returns)[-RECENT:]
     lengths = (*at.lengths, *rollout.episode_lengths)[-RECENT:]
     return ControlProgress(update, beta, stats.skipped_in_row, returns, lengths)

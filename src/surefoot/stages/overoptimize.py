@@ -242,7 +242,7 @@ def noisy(votes: Rows, lab: OveroptimizeConfig, seed: int, where: str) -> Rows:
 
 def _ground(cfg: Config, every: Sequence[Variant], judges: Mapping[str, Judge] | None) -> Ground:
     """The embedded world of model.name where no prompts are named, else the user's own data."""
-    from surefoot.build import judges_of
+    from surefoot.build_rewards import judges_of
 
     asked = judges if judges is not None else judges_of(cfg)
     if cfg.data.prompts is None:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from surefoot.config import Config, PPOConfig
 from surefoot.errors import Diverged, Paused, RewardError, TrainingError
 from surefoot.faults import fault_point
@@ -16,7 +18,7 @@ from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.optim import set_learning_rates
-from surefoot.ppo import next_coefficient, ppo_update
+from surefoot.ppo import next_beta, next_coefficient, ppo_update
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, hash_folder, read_jsonl
 from surefoot.runtime.single import SingleRuntime
@@ -31,7 +33,7 @@ from surefoot.stages.judging import Judge, judged
 from surefoot.stages.ppo_state import Carried, Learner, check_limits, check_rollout, gone_back, last_good
 from surefoot.stages.replay import is_replayed, replay_rows
 from surefoot.stages.rollouts import Rollout, RunningDeviation, rollout, sample_rows
-from surefoot.types import RewardSource, RolloutEngine, Runtime, UpdateStats
+from surefoot.types import Completions, Prompts, RewardSource, RolloutEngine, Runtime, Scores, UpdateStats
 
 NUM_SAMPLES_KEPT = 8  # answers of each rollout that go into samples.jsonl
 
@@ -94,20 +96,12 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         clock = Clock()
         fault_point("rollout", update)
         may_stop = _never if saved < at.update else partial(_is_stopping, folder)
-        num_prompts = ppo.rollout_batch_size // ppo.num_samples_per_prompt
-        index = parts.prompts.cyclic((update - 1) * num_prompts, num_prompts, cfg.seed)
-        prompts = parts.prompts.take([i for i in index for _ in range(ppo.num_samples_per_prompt)], policy.backbone.codec.pad_id)
+        prompts = _prompts(parts, cfg, update)
         drawn_from = learner.sampling.get_state()
         completions = parts.engine.generate(prompts, learner.sampling)
         clock.lap("rollout")
         _check_stop(folder, update)
-        try:
-            scores = parts.reward.score(prompts, completions)
-        except (Paused, RewardError):
-            if folder is not None and update > 1 and not folder.has_saved(at.update):
-                learner.sampling.set_state(drawn_from)  # the state before this rollout: it is sampled again, the same
-                folder.save(at.update, learner.state(at))
-            raise
+        scores = _scored(parts, prompts, completions, folder, learner, at, drawn_from)
         clock.lap("reward")
         _check_stop(folder, update)
         running = at.running.seen(scores.value[scores.valid])
@@ -171,6 +165,33 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             return
 
 
+def _prompts(parts: PPOParts, cfg: Config, update: int) -> Prompts:
+    """The update's prompts, each as often as it is answered: the next of the seed's order, which begins again at its end."""
+    each = cfg.ppo.num_samples_per_prompt
+    count = cfg.ppo.rollout_batch_size // each
+    index = parts.prompts.cyclic((update - 1) * count, count, cfg.seed)
+    return parts.prompts.take([i for i in index for _ in range(each)], parts.policy.backbone.codec.pad_id)
+
+
+def _scored(
+    parts: PPOParts,
+    prompts: Prompts,
+    completions: Completions,
+    folder: RunFolder | None,
+    learner: Learner,
+    at: Carried,
+    drawn_from: Tensor,
+) -> Scores:
+    """What the reward says. Where it cannot, the state before this rollout is saved, so that it is sampled again, the same."""
+    try:
+        return parts.reward.score(prompts, completions)
+    except (Paused, RewardError):
+        if folder is not None and at.update > 0 and not folder.has_saved(at.update):
+            learner.sampling.set_state(drawn_from)
+            folder.save(at.update, learner.state(at))
+        raise
+
+
 def _is_stopping(folder: RunFolder | None) -> bool:
     return folder is not None and folder.stop_requested
 
@@ -188,24 +209,14 @@ def _moved(at: Carried, seen: Rollout, stats: UpdateStats, cfg: PPOConfig, updat
 
     Raises: Diverged where `kl_after` is not a number.
     """
-    beta, kl_coef = at.beta, at.kl_coef
     if update <= cfg.critic_warmup_steps:
         return replace(at, update=update, skipped_in_row=stats.skipped_in_row, running=running)
     if math.isnan(stats.kl_after):
         raise Diverged(f"KL(pi_old || pi_theta) after update {update} is not a number: the weights have diverged.")
-    if cfg.objective == "penalty" and stats.steps:
-        beta = next_coefficient(
-            cfg.beta_controller,
-            beta,
-            stats.kl_after,
-            target=cfg.beta_target,
-            rate=cfg.beta_rate,
-            horizon=cfg.beta_horizon,
-            steps=int(seen.batch.mask.sum()),
-        )
+    beta = next_beta(cfg, at.beta, stats, steps=int(seen.batch.mask.sum()))
     kl_coef = next_coefficient(
         cfg.kl_controller,
-        kl_coef,
+        at.kl_coef,
         max(seen.metrics["objective/kl"], 0.0),  # k1's mean may fall below 0 by chance; a KL cannot
         target=cfg.kl_target,
         rate=cfg.kl_rate,

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from surefoot.errors import Interrupted
+from surefoot.preferences.agreement import is_person
 from surefoot.preferences.store import PreferenceStore
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder
@@ -14,9 +15,20 @@ POLL_SECONDS = 2.0
 
 
 def unjudged(store: PreferenceStore, tag: str) -> int:
-    """Pairs whose reason begins with `tag` and at which nobody has looked yet. A skip is a look: nobody asks for it again."""
-    looked_at = {vote.pair for vote in store.votes()}
-    return sum(pair.reason.startswith(tag) and pair.id not in looked_at for pair in store.pairs_without_votes())
+    """Pairs whose reason begins with `tag` that the page still has somebody to show to: nobody has judged them.
+
+    A skip leaves a pair to others, on the page and here. It is done with only when everyone who votes on these pairs has skipped
+    it: else a single annotator's skip would be waited for without end.
+    """
+    own = store.pairs_chosen_for(tag)
+    looked: dict[int, set[str]] = {pair.id: set() for pair in store.pairs_without_votes() if pair.id in own}
+    people: set[str] = set()
+    for vote in store.votes():
+        if vote.pair in own:
+            people |= {vote.source} if is_person(vote.source) else set()
+            if vote.pair in looked:
+                looked[vote.pair].add(vote.source)
+    return sum(not seen or bool(people - seen) for seen in looked.values())
 
 
 def await_votes(store: Path, tag: str, total: int, folder: RunFolder, progress: Progress, *, wait: bool) -> None:
