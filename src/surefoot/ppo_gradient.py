@@ -98,7 +98,8 @@ def _emptied(judged: Judgement, rows: Columns) -> tuple[Judgement, Columns]:
     if (mask := rows.mask) is None:
         return judged, rows
     said = (None if x is None else np.where(mask, x, 0) for x in judged)
-    return Judgement(*said), Columns(*(np.where(mask, x, 0) for x in rows[:4]), mask)
+    logp_old, values_old, advantages, returns = (np.where(mask, x, 0) for x in rows[:4])
+    return Judgement(*said), Columns(logp_old, values_old, advantages, returns, mask)
 
 
 def _surrogate(

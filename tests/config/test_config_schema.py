@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,9 @@ def test_a_number_is_never_text_or_a_truth_value_or_infinite(name):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_beyond_its_bounds_is_refused(name):
     words = allowed(fields()[name])
-    beyond = {"above 0": "0", "of at least 0": "-1", "of at least 2": "1", "below 1": "1", "of at most 1": "2"}
-    tried = [value for bound, value in beyond.items() if bound in words]
+    step = {"above": 0, "below": 0, "of at least": -1, "of at most": 1}  # from the bound to a number that it does not allow
+    bounds = re.findall(rf"({'|'.join(step)}) (-?\d+)(?![.\d])", words)
+    tried = [str(int(number) + step[bound]) for bound, number in bounds]
     assert tried or name == "ppo.length_penalty", f"{name} has bounds this test does not know: {words}"
     for value in tried:
         with pytest.raises(ConfigError, match="is not allowed"):

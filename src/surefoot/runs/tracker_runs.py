@@ -67,6 +67,7 @@ class TensorBoardRun:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        assert self._writer.file_writer is not None  # the writer has one until it is closed
         self._writer.file_writer.add_summary(Summary(value=values), step)
         self._writer.flush()
 

@@ -115,7 +115,7 @@ class Trackers:
         write_atomic(self._folder / FILE, (json.dumps(self._told, indent=2) + "\n").encode())
 
     def _give_up(self, name: str, problem: Exception) -> None:
-        self._working.remove(name)
+        self._working = [one for one in self._working if one != name]
         self._warn(
             f"{TITLES[name]} failed ({_first_line(problem)}) and is told no more. The run goes on, metrics.jsonl has every step, "
             "and resuming the run tells what is missing"

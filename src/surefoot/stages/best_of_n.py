@@ -67,7 +67,8 @@ def sample(cfg: Config, folder: RunFolder, progress: Progress, *, prompts: Any, 
 
 def score(cfg: Config, folder: RunFolder, progress: Progress, *, prompts: Any, pool: Path) -> None:
     """What the reward source says of every answer of the pool in the folder `pool`. Interrupted, it begins again."""
-    from surefoot.build import backbone_of, prompts_of, reward_source
+    from surefoot.build import backbone_of, prompts_of
+    from surefoot.build_rewards import reward_source
 
     backbone = backbone_of(None, cfg.model)
     chosen = prompts_of(cfg, backbone, prompts, "data.eval_prompts", progress.say)

@@ -96,7 +96,8 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         clock = Clock()
         fault_point("rollout", update)
         may_stop = _never if saved < at.update else partial(_is_stopping, folder)
-        prompts = _prompts(parts, cfg, update)
+        index = _index(parts, cfg, update)
+        prompts = parts.prompts.take(index, policy.backbone.codec.pad_id)
         drawn_from = learner.sampling.get_state()
         completions = parts.engine.generate(prompts, learner.sampling)
         clock.lap("rollout")
@@ -165,12 +166,12 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             return
 
 
-def _prompts(parts: PPOParts, cfg: Config, update: int) -> Prompts:
+def _index(parts: PPOParts, cfg: Config, update: int) -> list[int]:
     """The update's prompts, each as often as it is answered: the next of the seed's order, which begins again at its end."""
     each = cfg.ppo.num_samples_per_prompt
     count = cfg.ppo.rollout_batch_size // each
     index = parts.prompts.cyclic((update - 1) * count, count, cfg.seed)
-    return parts.prompts.take([i for i in index for _ in range(each)], parts.policy.backbone.codec.pad_id)
+    return [i for i in index for _ in range(each)]
 
 
 def _scored(
@@ -306,9 +307,9 @@ def _label(
     """Queues suspicious answers where alarms began to ring, and says so."""
     if not names or parts.reference is None:
         return
-    store, rows = store_of(cfg, folder), [i for i in index for _ in range(cfg.ppo.num_samples_per_prompt)]
+    store = store_of(cfg, folder)
     reason = f"{' and '.join(names)} alarm"
-    count = queue_suspects(store, seen, judgements, parts.prompts, rows, parts.reference, cfg, update, reason)
+    count = queue_suspects(store, seen, judgements, parts.prompts, index, parts.reference, cfg, update, reason)
     if folder is not None:
         folder.note(f"{reason} at update {update}: {count} answers queued in {store}, each against the SFT model's.")
 

@@ -196,7 +196,10 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
             begun.append(torch.nn.functional.pad(at.begun, (0, 0, 0, width - at.begun.shape[1])))
     back = by_length.argsort()
     columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
-    seen = _Seen(*columns, dist_old=_joined(old, back), dist_ref=_joined(ref, back))
+    logp, values, next_values, entropy, logp_ref, kl, prompt_states = columns
+    seen = _Seen(
+        logp, values, next_values, entropy, logp_ref, kl, prompt_states, dist_old=_joined(old, back), dist_ref=_joined(ref, back)
+    )
     return seen, torch.cat(begun)[back] if begun else None
 
 
