@@ -122,7 +122,7 @@ def test_a_number_is_never_text_or_a_truth_value_or_infinite(name):
 def test_a_number_beyond_its_bounds_is_refused(name):
     words = allowed(fields()[name])
     step = {"above": 0, "below": 0, "of at least": -1, "of at most": 1}  # from the bound to a number that it does not allow
-    bounds = re.findall(rf"({'|'.join(step)}) (-?\d+)(?![.\d])", words)
+    bounds = re.findall(rf"({'|'.join(step)}) (-?\d+)(?![.\de])", words)
     tried = [str(int(number) + step[bound]) for bound, number in bounds]
     assert tried or name == "ppo.length_penalty", f"{name} has bounds this test does not know: {words}"
     for value in tried:
