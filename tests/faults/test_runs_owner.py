@@ -104,10 +104,22 @@ def test_a_setting_that_this_version_does_not_have_any_more_is_a_difference(tmp_
     begin(tmp_path)
     content = yaml.safe_load((tmp_path / "config.yaml").read_text())
     content["ppo"]["old_knob"] = 3
-    del content["ppo"]["gamma"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(RunError, match=r"settings: ppo\.gamma \(not set\) -> 1\.0, ppo\.old_knob 3 -> \(not set\)\."):
+    with pytest.raises(RunError, match=r"settings: ppo\.old_knob 3 -> \(not set\)\."):
         open_run(tmp_path)
+
+
+def test_a_setting_that_came_with_a_later_version_is_no_difference_at_its_default(tmp_path: Path) -> None:
+    begin(tmp_path)
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del content["ppo"]["gamma"], content["pairs"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RunError, match=r"settings: ppo\.gamma \(not set\) -> 0\.9\. Choose"):
+        open_run(tmp_path, Config(ppo=PPOConfig(gamma=0.9)))
+    open_run(tmp_path).close()
+    message = read_jsonl(tmp_path / "events.jsonl")[0]["message"]
+    assert "ppo.gamma" in message and message.endswith(": unknown to the version that began this run, at their defaults")
+    assert read_config(tmp_path)["ppo"]["gamma"] == 1.0
 
 
 def test_threads_may_change_and_it_is_noted(tmp_path: Path) -> None:

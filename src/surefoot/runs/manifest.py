@@ -171,6 +171,11 @@ def _differ(old: Any, new: Any) -> bool:
     )  # 1 and True, () and [] are JSON's affair
 
 
+def _unknown_then(changed: Mapping[str, tuple[Any, Any]], defaults: Mapping[str, Any]) -> set[str]:
+    """Settings that came with a later version and stand at their defaults, which change nothing of a run begun without them."""
+    return {key for key, (old, new) in changed.items() if old is _ABSENT and key in defaults and not _differ(new, defaults[key])}
+
+
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -208,9 +213,11 @@ def continue_or_begin(path: Path, verb: str, cfg: Config) -> tuple[Manifest, lis
         if before.content["verb"] != verb:
             raise RunError(f"{path} holds a run of surefoot {before.content['verb']}, not {verb}. Choose another --out.")
         changed = changes(read_config(path), cfg.model_dump(mode="json"))
-        if hard := {key: pair for key, pair in changed.items() if key not in FREE}:
+        unknown = _unknown_then(changed, _flat(type(cfg)().model_dump(mode="json")))
+        if hard := {key: pair for key, pair in changed.items() if key not in FREE and key not in unknown}:
             raise RunError(sentence_of(path, "settings", hard))
-        notes = [f"{key} changed from {old} to {new}: allowed; {FREE[key]}" for key, (old, new) in changed.items()]
+        notes = [f"{key} changed from {old} to {new}: allowed; {FREE[key]}" for key, (old, new) in changed.items() if key in FREE]
+        notes += [f"{', '.join(sorted(unknown))}: unknown to the version that began this run, at their defaults"] * bool(unknown)
         manifest = before
     else:
         manifest = Manifest.new(path, verb, cfg.seed)
