@@ -199,7 +199,7 @@ def test_a_contradiction_speaks_in_the_schemas_own_sentence_and_says_where_it_wa
 def test_data_that_the_verb_does_not_read_is_refused(refusal, load):
     assert refusal("data:\n  train: rows.jsonl\n") == (
         'run.yaml line 2: data.train = "rows.jsonl" has no effect: surefoot ppo reads data.prompts and data.long_prompts. '
-        "Remove it; it is for surefoot sft or reward."
+        "Remove it; it is for surefoot sft, reward or overoptimize."
     )
     assert load("data: {train: null, validation_share: 0.1, prompts: p.jsonl}", verb="ppo").data.prompts == "p.jsonl"
 
@@ -207,7 +207,7 @@ def test_data_that_the_verb_does_not_read_is_refused(refusal, load):
 def test_a_section_that_the_verb_does_not_read_is_refused(refusal, load):
     assert refusal("sft:\n  batch_size: 3\n") == (
         "run.yaml line 2: sft.batch_size = 3 has no effect: surefoot ppo reads the sections model, data, rollout, ppo and "
-        "reward_source. Remove it; sft is for surefoot sft, demo or rounds."
+        "reward_source. Remove it; sft is for surefoot sft, demo, rounds or overoptimize."
     )
     assert load("sft:\n  batch_size: 16\n") == Config()  # the default: a run's own config.yaml names every setting
 
