@@ -20,15 +20,14 @@ from surefoot.stages.overoptimize import noisy, variants
 SHORT = (
     *("--sft.max_steps=4", "--reward.max_steps=4", "--ppo.total_episodes=96", "--ppo.rollout_batch_size=32"),
     *("--ppo.micro_batch_size=32", "--overoptimize.num_prompts=8", "--overoptimize.best_of=4", "--rollout.batch_size=16"),
-    *("--overoptimize.eval_every=1", "--overoptimize.resamples=100", "--evaluate.judges=gold"),
+    *("--overoptimize.resamples=100", "--evaluate.judges=gold"),
 )
 FREE, TETHERED = "free ppo.kl_coef=0", "tethered ppo.kl_coef=1"
 
 
-def lab(out: Path, names: list[str], *words: str) -> int:
-    return run(
-        ["overoptimize", "--preset", "tiny", *SHORT, f"--overoptimize.variants={json.dumps(names)}", *words, "--out", str(out)]
-    )
+def lab(out: Path, names: list[str], *words: str, every: int = 1) -> int:
+    study = (f"--overoptimize.variants={json.dumps(names)}", f"--overoptimize.eval_every={every}")
+    return run(["overoptimize", "--preset", "tiny", *SHORT, *study, *words, "--out", str(out)])
 
 
 def made(out: Path) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def test_looks_move_nothing_and_a_study_stops_at_a_kl_and_stays_stopped(whole: P
     stopped = f"{FREE} overoptimize.stop_kl={limit}"
     models = ("--overoptimize.models", str(models_of(whole, tmp_path)))
     members = "worst reward.method=head reward.ensemble=2 reward_source.ensemble=min overoptimize.num_labels=64"
-    assert lab(tmp_path / "run", [stopped, members], "--overoptimize.eval_every=2", *models) == 0
+    assert lab(tmp_path / "run", [stopped, members], *models, every=2) == 0
     assert len(list((tmp_path / "run/seed-0-reward-worst/final").glob("member-*"))) == 2
     ours, theirs = (read_jsonl(path / "seed-0-ppo-free/metrics.jsonl") for path in (tmp_path / "run", whole))
     assert [row["step"] for row in ours] == [1, 2]

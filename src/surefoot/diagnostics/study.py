@@ -241,7 +241,7 @@ def _knee_words(found: Fit | None, largest: float) -> str:
     if found is None:
         return ""
     if found.knee is None:
-        return " The fitted law never turns."
+        return " The fitted law has no top."
     beyond = "" if found.knee <= largest else ", beyond what was measured"
     if found.knee > 1e4:
         return " The fitted law turns far beyond what was measured."
