@@ -17,7 +17,7 @@ from surefoot.lm.backbone import load_backbone
 from surefoot.lm.batches import PromptSet
 from surefoot.progress import PlainProgress
 from surefoot.rewards.ensemble import load_reward
-from surefoot.runs import RunFolder
+from surefoot.runs import RunFolder, load_manifest
 from surefoot.stages import reward, sft
 from surefoot.stages.beginning import Beginning, looked
 from surefoot.stages.chain import on_model, run_stage, sft_config
@@ -42,8 +42,8 @@ def models(root: Path, seed: int) -> tuple[Config, DemoWorld]:
     first = seed - seed % 1000 + seed % NUM_WORLDS  # seeds of another thousand share no world
     cfg, world = settings(first), tiny_world(first)
     path = root / f"world-{first}"
-    with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
-        if not folder.is_done:
+    if not (path / "manifest.json").exists() or load_manifest(path)["status"] != "done":  # one process opens a folder at a time
+        with RunFolder.open(path, verb="demo", cfg=cfg, resume="auto") as folder:
             progress = PlainProgress(StringIO())
             run_stage(folder, "sft", "sft", sft.run, sft_config(cfg), {"train": world.sentences}, progress)
             given = {"train": preference_rows(world.votes), "validation": preference_rows(world.held_out_votes)}

@@ -86,17 +86,18 @@ class PPOConfig(OptimizerConfig):
         description="drift alarms (docs/trust.md): events and report; or besides stop with exit 3, raise kl_coef, or queue the "
         "most suspicious answers for people to label",
     )
+    # limits: 1.4 times or more the largest figure of clean tiny runs that were held for two updates (docs/trust.md)
     alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
     alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
     alarm_feature: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="share of the reward's variance that length, repetition, a token or its place explains, not the judges"
+        0.1, description="share of the reward's variance that length, repetition, a token or its place explains, not the judges"
     )
     alarm_feature_unjudged: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="the same where there are no judges")
     alarm_entropy: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="entropy below this share of the start's")
     alarm_kl: PositiveFloat = Field(25.0, description="KL to the SFT model, nats a sequence")
     alarm_fluency: PositiveFloat = Field(1.0, description="fall of an answer's log-prob under the SFT model, nats a token")
     alarm_distance: PositiveFloat = Field(
-        1.5, description="distance of answers from those the reward model was trained on, as a multiple of the start's"
+        4.0, description="distance of answers from those the reward model was trained on, as a multiple of the start's"
     )
     alarm_prompts: PositiveFloat = Field(5.0, description="shift of the prompts' means since the start, in standard errors")
     alarm_tether_factor: Annotated[float, Field(gt=1)] = Field(1.5, description="alarms = tether: what kl_coef is multiplied by")

@@ -48,7 +48,7 @@ OUT_OF_RANGE = [
     ("reward_repetition", "drift/reward_repetition", 0.4, "pays for FEATURE, which explains 40%"),
     ("reward_token", "drift/reward_token", 0.4, "pays for FEATURE, which explains 40%"),
     ("reward_position", "drift/reward_position", 0.4, "pays for FEATURE, which explains 40%"),
-    ("distance", "drift/distance", 1.6, "answers lie 1.60 from what the reward model was trained on, and lay 1.00"),
+    ("distance", "drift/distance", 4.1, "answers lie 4.10 from what the reward model was trained on, and lay 1.00"),
     ("prompts", "drift/prompt_length", 36.0, "length by 36 squared standard errors): prompts have"),
     ("prompts", "drift/prompt_tokens", 6.0, "tokens by 6 squared standard errors"),
     ("prompts", "drift/prompt_states", 6.0, "states by 6 squared standard errors"),

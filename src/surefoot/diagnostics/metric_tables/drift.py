@@ -33,7 +33,7 @@ def _pays(name: str, title: str, what: str, what_to_do: str) -> Metric:
         "R^2 of R on judges and feature less that on judges; its partial correlation lowered by 4 / sqrt(n - 3 - judges) in z",
         _SPLIT,
         "share",
-        "below 0.05 with a judge, below 0.25 without",
+        "below 0.1 with a judge, below 0.25 without",
         what_to_do,
     )
 
@@ -190,7 +190,7 @@ DRIFT = (
         "mean of sqrt((f - m)' S^-1 (f - m) / D): m, S mean and shrunk covariance of the training answers (Lee et al. 2018)",
         _ANSWERS,
         "1 is usual for a training answer",
-        "near its beginning; below 1.5 of it",
+        "below twice its beginning",
         "Rising: the reward is a guess there; raise kl_coef, or collect preferences of such answers (ppo.alarms = label).",
     ),
     Metric(
