@@ -55,20 +55,20 @@ class TensorBoardRun:
     """Event files in RUN/tensorboard, one record a step, so that a step is there whole or not at all."""
 
     def __init__(self, identity: Identity) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import FileWriter
+        from torch.utils.tensorboard.summary import text
 
         folder = identity.folder / "tensorboard"
         self.run_id = folder.name
-        self._writer = SummaryWriter(str(folder))
+        self._writer = FileWriter(str(folder))
         if identity.run_id is None:
-            self._writer.add_text("config", f"```\n{identity.rendered}```")
+            self._writer.add_summary(text("config", f"```\n{identity.rendered}```"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
-        assert self._writer.file_writer is not None  # the writer has one until it is closed
-        self._writer.file_writer.add_summary(Summary(value=values), step)
+        self._writer.add_summary(Summary(value=values), step)
         self._writer.flush()
 
     def finish(self, status: Status) -> None:
