@@ -98,6 +98,7 @@ def shared_raw(
 ) -> Float[Tensor, "K B"]:
     """Raw scores of heads that read the states that `like` reads: the trunk runs once for all."""
     trunk = like.scorer
+    trunk.backbone.shared.forget()  # of earlier answers
 
     def raw(rows: list[list[int]]) -> Float[Tensor, "B K"]:
         features = trunk.features(rows)

@@ -53,7 +53,7 @@ class PackedLinear:
 
 def packed_product(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """x -> x W^T + b, with W laid out for products of about `rows` rows where this build of PyTorch can do that."""
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         try:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             probe = weight.new_ones(1, weight.shape[1])
@@ -136,7 +136,7 @@ class PackedDecoder:
 
         states = self._through(ids.flatten(), attention).unflatten(0, (len(distinct), width))
         self.lengths = torch.cat([self.lengths, lengths[back]])
-        return self.norm(states[torch.arange(len(distinct), device=device), lengths - 1])[back]  # type: ignore[no-any-return]
+        return self.norm(states[torch.arange(len(distinct), device=device), lengths - 1])[back]
 
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Appends a token to every row; the states after it."""
@@ -156,7 +156,7 @@ class PackedDecoder:
 
         states = self._through(tokens, attention)
         self.lengths = self.lengths + 1
-        return self.norm(states)  # type: ignore[no-any-return]
+        return self.norm(states)
 
     def keep(self, index: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
         """Drops all rows but `index` (ascending) and tells the new order: the last rows move to the places that fell free."""
@@ -184,7 +184,7 @@ class PackedDecoder:
             x = x + block.out(heads)
             gate, up = block.gate_up(block.before_mlp(x).to(self.dtype)).chunk(2, dim=1)
             x = x + block.down(silu(gate) * up)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def _turns(self, positions: Int[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of rotary positions, [B, L, 1, head_width]; the first half of a head gets -sin."""
