@@ -47,8 +47,9 @@ class Side:
         return line | {"foreign_cores": round(max(foreign / line["seconds"], 0.0), 3)}
 
     def close(self) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
+        self.process.stdout.close()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:

@@ -341,6 +341,7 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
         plan += [("critic model with gradients and moments", sizes.total * 16)]
     if verb in ("ppo", "demo", "rounds", "overoptimize", "pairs", "evaluate", "compare"):
         plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
+        plan += [("weights packed for sampling", sizes.total * width)]
     if verb in ("evaluate", "compare"):
         plan += [("model to compare with", sizes.total * width)]
     return plan

@@ -10,9 +10,11 @@ from transformers import GPT2Config, GPT2Model
 
 from surefoot.config import ModelConfig
 from surefoot.lm.backbone import Backbone
-from surefoot.lm.roles import LanguageActorCritic
+from surefoot.lm.roles import LanguageActorCritic, RewardScorer
 from surefoot.lm.tokens import Context
-from surefoot.lm.trunk import split_trunk
+from surefoot.lm.trunk import SharedRows, SplitTrunk, split_trunk
+from surefoot.rewards.ensemble import EnsembleReward
+from surefoot.rewards.model import RewardFacts, SharedRewardModel
 from surefoot.stages import rollouts
 from surefoot.stages.rollouts import RunningDeviation
 from surefoot.types import Completions, Prompts
@@ -90,6 +92,57 @@ def test_states_that_are_too_many_to_keep_are_computed_again(model: Any, tokeniz
     batch = rollouts.rollout(policy, prompts, completions, scores, cfg, kl_coef=0.1, running=RunningDeviation()).batch
     assert batch.states.begun is None
     assert torch.equal(batch.logp_old, kept.logp_old)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_blocks_below_a_reward_head_run_once_for_the_head_and_for_those_who_judge(
+    model: Any, tokenizer: Any, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head reads answers that length cut with an EOS behind them; policy and reference go on from the same states."""
+    backbone = make_backbone(model, tokenizer)
+    policy = moved(make_policy(backbone, cfg=UPPER))
+    prompts, completions = written(backbone)
+    plain = make_backbone(model, tokenizer)
+
+    def source(on: Backbone) -> EnsembleReward:
+        scorers = [RewardScorer(on, layer=2, adapter=None, seed=i) for i in range(members)]
+        return EnsembleReward([SharedRewardModel(scorer, RewardFacts(), 3) for scorer in scorers], "mean")
+
+    runs: list[int] = []
+    begin = SplitTrunk.begin
+    monkeypatch.setattr(SplitTrunk, "begin", lambda self, rows: runs.append(len(rows)) or begin(self, rows))
+    scores = source(backbone).score(prompts, completions)
+    assert sum(runs) == 8
+    assert torch.allclose(scores.value, source(plain).score(prompts, completions).value, atol=1e-5)
+    cfg = plain_ppo(micro_batch_size=3)
+    given = (policy, prompts, completions, scores, cfg)
+    shared = rollouts.rollout(*given, kl_coef=0.1, running=RunningDeviation())
+    assert sum(runs) == 8  # nothing began a second time
+    again = rollouts.rollout(*given, kl_coef=0.1, running=RunningDeviation())  # the states are handed over once
+    assert sum(runs) == 16
+    mask = shared.batch.mask
+    for name in ("logp_old", "values_old", "advantages", "returns"):
+        assert torch.allclose(getattr(shared.batch, name)[mask], getattr(again.batch, name)[mask], atol=1e-5)
+    assert torch.allclose(shared.logp_ref, again.logp_ref, atol=1e-5)
+
+
+def test_states_of_other_answers_are_not_taken_and_too_many_are_not_kept(model: Any, tokenizer: Any) -> None:
+    rows = [[5, 6, 7], [8, 9]]
+    shared, states = SharedRows(), torch.randn(2, 3, 4)
+    shared.keep(rows, states)
+    assert shared.taken([[5, 6, 7], [8, 8]], [2]) is None
+    found = shared.taken(rows, [2])
+    assert found is not None and torch.equal(found[1], states[1, :2])
+    assert shared.taken(rows, [2]) is None
+    shared.keep([[5, 6, 2]], states[:1])
+    found = shared.taken([[5, 6]], [3, 2])  # the EOS that a reward model puts behind a cut answer
+    assert found is not None and torch.equal(found[0], states[0, :2])
+    shared.keep(rows, states)
+    shared.forget()
+    assert shared.taken(rows, [2]) is None
+    shared.MOST_KEPT = 10
+    shared.keep(rows, states)
+    assert shared.taken(rows, [2]) is None
 
 
 @pytest.mark.parametrize("cfg", [ModelConfig(name="tiny", lora_rank=4), ModelConfig(name="tiny", tuning="full")])

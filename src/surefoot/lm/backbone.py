@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from surefoot.errors import ModelError
 from surefoot.lm.adapters import active_adapter, plain_state_dict
 from surefoot.lm.logits import Head
 from surefoot.lm.tokens import Codec
-from surefoot.lm.trunk import cut_trunk
+from surefoot.lm.trunk import SharedRows, cut_trunk
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -41,6 +41,7 @@ class Backbone:
     fingerprint: str
     source: str
     autocast: torch.dtype | None = None  # compute dtype under full fine-tuning, whose weights stay float32
+    shared: SharedRows = field(default_factory=SharedRows, compare=False)
 
     @property
     def device(self) -> torch.device:

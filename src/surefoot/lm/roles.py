@@ -62,6 +62,7 @@ class LanguageActorCritic(nn.Module):
             self.model.requires_grad_(True)
         shared = backbone.num_layers - cfg.lora_layers if tuning == "lora" and cfg.lora_layers is not None else 0
         self._split = split_trunk(self.model.get_decoder(), shared)
+        backbone.shared.split = self._split
         if critic == "adapter":
             add_adapter(self.model, "critic", cfg, seed=seed + 1)
         if self._critic_backbone is not None:
@@ -118,11 +119,17 @@ class LanguageActorCritic(nn.Module):
         """`states` with `begun`: what the blocks below every adapter make of prompts and responses.
 
         Nothing that is trained changes them, so policy, reference, critic and every epoch of an update can go on from there.
-        Where no block is common to all (full fine-tuning, adapters on every block), `states` as they are.
+        What a reward head has begun of the same rows is taken from it. Where no block is common to all (full fine-tuning,
+        adapters on every block), `states` as they are.
         """
         if self._split is None:
             return states
-        rows, _ = joined_rows(states, actions, self.backbone.codec.pad_id)
+        rows, prompts = joined_rows(states, actions, self.backbone.codec.pad_id)
+        lengths = (prompts + states.mask.sum(1)).tolist()
+        tokens = [row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)]
+        if (found := self.backbone.shared.taken(tokens, self.backbone.codec.eos_ids[:1])) is not None:
+            padded = [torch.nn.functional.pad(one, (0, 0, 0, rows.shape[1] - len(one))) for one in found]
+            return replace(states, begun=torch.stack(padded))
         with self.backbone.using(None):
             return replace(states, begun=self._split.begin(rows))
 
@@ -205,7 +212,17 @@ class RewardScorer(nn.Module):
         """States at the last tokens of token rows, float32."""
         ids, mask = pad_right(rows, self.backbone.codec.pad_id)
         ids, mask = ids.to(self.backbone.device), mask.to(self.backbone.device)
-        return last_states(self.backbone.hidden(ids, self.adapter, self.layer), mask.sum(1)).float()
+        return last_states(self._hidden(rows, ids), mask.sum(1)).float()
+
+    def _hidden(self, rows: list[list[int]], ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """States after block `layer`; those of the blocks that policy and reference share are kept for them."""
+        shared = self.backbone.shared
+        if self.adapter is not None or shared.split is None or not shared.reaches(self.layer):
+            return self.backbone.hidden(ids, self.adapter, self.layer)
+        with self.backbone.using(None):
+            begun = shared.split.begin(ids)
+            shared.keep(rows, begun)
+            return shared.split.finish(begun, self.layer)
 
     def head(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """w .

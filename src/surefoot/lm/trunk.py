@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +64,56 @@ class SplitTrunk:
         states: Tensor = self.lower(input_ids=rows, use_cache=False).last_hidden_state
         return states
 
-    def finish(self, begun: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """Final-normed states after the last block."""
-        states: Tensor = self.upper(inputs_embeds=begun, use_cache=False).last_hidden_state
+    def finish(self, begun: Float[Tensor, "B L D"], layer: int | None = None) -> Float[Tensor, "B L D"]:
+        """Final-normed states after the last block, or after block `layer` of the whole."""
+        upper = self.upper
+        if layer is not None:
+            upper = cut_trunk(upper, layer - int(self.lower.config.num_hidden_layers))
+        states: Tensor = upper(inputs_embeds=begun, use_cache=False).last_hidden_state
         return states
+
+
+class SharedRows:
+    """Rows that one role has sent through the shared blocks, for the next to go on from: states by the row's tokens.
+
+    A reward head scores the answers that policy and reference then judge. `split` None: no block is common to all. At most
+    `MOST_KEPT` bytes are kept; what is not found is computed again.
+    """
+
+    MOST_KEPT = 1 << 30
+
+    def __init__(self) -> None:
+        self.split: SplitTrunk | None = None
+        self._states: dict[tuple[int, ...], Tensor] = {}
+
+    def reaches(self, layer: int) -> bool:
+        """Whether states after block `layer` are made of the shared blocks and others above."""
+        return self.split is not None and int(self.split.lower.config.num_hidden_layers) < layer
+
+    def forget(self) -> None:
+        """Drops what was kept of earlier rows."""
+        self._states.clear()
+
+    def keep(self, rows: Sequence[Sequence[int]], begun: Float[Tensor, "B L D"]) -> None:
+        """Keeps the states of token rows that are padded on the right in `begun`."""
+        held = sum(states.nbytes for states in self._states.values())
+        if held + begun.nbytes <= self.MOST_KEPT:
+            self._states |= {tuple(row): begun[i, : len(row)].clone() for i, row in enumerate(rows)}
+
+    def taken(self, rows: Sequence[Sequence[int]], endings: Sequence[int]) -> list[Tensor] | None:
+        """The states of all rows, kept as they are or followed by one of `endings`, and dropped; None where one is missing."""
+        keys = [next((key for key in _with_endings(row, endings) if key in self._states), None) for row in rows]
+        if any(key is None for key in keys):
+            return None
+        found = [self._states[key][: len(row)] for key, row in zip(keys, rows, strict=True) if key is not None]
+        for key in {key for key in keys if key is not None}:
+            del self._states[key]
+        return found
+
+
+def _with_endings(row: Sequence[int], endings: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    yield tuple(row)
+    yield from ((*row, ending) for ending in endings)
 
 
 @torch.no_grad()

@@ -95,6 +95,7 @@ def shared_raw(
 ) -> tuple[Float[Tensor, "K B"], Float[Tensor, " B"] | None]:
     """Raw scores of heads that read the states that `like` reads, and how far these are: the trunk runs once for all."""
     trunk = like.scorer
+    trunk.backbone.shared.forget()  # of earlier answers
 
     def read(rows: list[list[int]]) -> Float[Tensor, "B K"]:
         features = trunk.features(rows)

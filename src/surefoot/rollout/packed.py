@@ -213,7 +213,7 @@ def packed_decoder(
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if config.model_type not in ARCHITECTURES or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         return None
-    if getattr(config, "hidden_act", "silu") != "silu":
+    if getattr(config, "hidden_act", "silu") != "silu" or (backbone.autocast or backbone.model.dtype) not in TOLERANCE:
         return None
     packed = PackedDecoder(backbone, adapter, slots=slots, capacity=max(capacity, len(PROBE[0])))
     if not is_known and not _is_the_same(packed, backbone, adapter):
