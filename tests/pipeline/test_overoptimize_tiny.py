@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import surefoot
 from surefoot.cli import run
 from surefoot.config_file import load_config
 from surefoot.diagnostics.metrics import is_known
@@ -25,9 +28,13 @@ SHORT = (
 FREE, TETHERED = "free ppo.kl_coef=0", "tethered ppo.kl_coef=1"
 
 
-def lab(out: Path, names: list[str], *words: str, every: int = 1) -> int:
+def words_of(names: list[str], every: int) -> list[str]:
     study = (f"--overoptimize.variants={json.dumps(names)}", f"--overoptimize.eval_every={every}")
-    return run(["overoptimize", "--preset", "tiny", *SHORT, *study, *words, "--out", str(out)])
+    return ["overoptimize", "--preset", "tiny", *SHORT, *study]
+
+
+def lab(out: Path, names: list[str], *words: str, every: int = 1) -> int:
+    return run([*words_of(names, every), *words, "--out", str(out)])
 
 
 def made(out: Path) -> dict[str, Any]:
@@ -95,15 +102,10 @@ def test_the_report_shows_the_study(whole: Path) -> None:
 
 
 def killed_at(site: str, out: Path) -> bool:
-    """Whether a study dies at the named site, in a forked process, which pays for no import of torch."""
-    child = os.fork()
-    if child == 0:
-        os.environ["SUREFOOT_FAULT"] = f"{site}:kill"
-        try:
-            lab(out, [FREE, TETHERED])
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    """Whether a study dies at the named site, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(surefoot.__file__).parents[1]), "SUREFOOT_FAULT": f"{site}:kill"}
+    command = [sys.executable, "-m", "surefoot", *words_of([FREE, TETHERED], 1), "--out", str(out)]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
 
 
 def test_killed_in_the_pool_in_an_update_and_at_the_end_a_study_ends_with_the_bytes_of_a_whole_one(
