@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import surefoot
+from surefoot.build import judges_of
 from surefoot.cli import run
 from surefoot.config_file import load_config
 from surefoot.diagnostics.metrics import is_known
+from surefoot.errors import ModelError
 from surefoot.lm.tiny import tiny_model_folder
+from surefoot.rewards.model import text_judge
 from surefoot.runs import hash_folder, load_manifest, read_jsonl
 from surefoot.stages.overoptimize import noisy, variants
 
@@ -157,6 +162,22 @@ def test_parts_with_given_models_are_joined_to_the_study_that_they_are_parts_of(
     )
     assert (tmp_path / "all/curves.json").read_bytes() == (whole / "curves.json").read_bytes()
     assert (tmp_path / "all/overoptimize.json").read_bytes() == (whole / "overoptimize.json").read_bytes()
+
+
+def test_a_reward_models_folder_is_a_judge_of_texts_that_reads_them_as_it_was_taught(whole: Path) -> None:
+    folder = whole / "seed-0-reward-free/final"
+    ((name, judge),) = judges_of(load_config(None, [f"--evaluate.judges=[{folder}]"], verb="evaluate")).items()
+    assert name == "seed-0-reward-free"
+    texts = ["the film was superb and lovely .", "the plot seemed dull .", "the cast was so very fine and good and bright ."]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    facts = json.loads((folder / "reward.json").read_text())
+    for text, said in zip(texts, judge(texts), strict=True):
+        row = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            raw = model(input_ids=row).logits[0, 0].item()
+        assert said == pytest.approx((raw - facts["mean"]) / facts["deviation"], abs=1e-4)
+    with pytest.raises(ModelError, match=r"evaluate.judges = .* cannot be loaded as a reward model"):
+        text_judge(whole)
 
 
 @pytest.mark.parametrize(
