@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import surefoot
+from surefoot.build import judges_of
 from surefoot.cli import run
 from surefoot.config_file import load_config
 from surefoot.diagnostics.metrics import is_known
+from surefoot.errors import ModelError
 from surefoot.lm.tiny import tiny_model_folder
+from surefoot.rewards.model import text_judge
 from surefoot.runs import hash_folder, load_manifest, read_jsonl
 from surefoot.stages.overoptimize import noisy, variants
 
@@ -25,9 +33,13 @@ SHORT = (
 FREE, TETHERED = "free ppo.kl_coef=0", "tethered ppo.kl_coef=1"
 
 
-def lab(out: Path, names: list[str], *words: str, every: int = 1) -> int:
+def words_of(names: list[str], every: int) -> list[str]:
     study = (f"--overoptimize.variants={json.dumps(names)}", f"--overoptimize.eval_every={every}")
-    return run(["overoptimize", "--preset", "tiny", *SHORT, *study, *words, "--out", str(out)])
+    return ["overoptimize", "--preset", "tiny", *SHORT, *study]
+
+
+def lab(out: Path, names: list[str], *words: str, every: int = 1) -> int:
+    return run([*words_of(names, every), *words, "--out", str(out)])
 
 
 def made(out: Path) -> dict[str, Any]:
@@ -95,15 +107,10 @@ def test_the_report_shows_the_study(whole: Path) -> None:
 
 
 def killed_at(site: str, out: Path) -> bool:
-    """Whether a study dies at the named site, in a forked process, which pays for no import of torch."""
-    child = os.fork()
-    if child == 0:
-        os.environ["SUREFOOT_FAULT"] = f"{site}:kill"
-        try:
-            lab(out, [FREE, TETHERED])
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    """Whether a study dies at the named site, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(surefoot.__file__).parents[1]), "SUREFOOT_FAULT": f"{site}:kill"}
+    command = [sys.executable, "-m", "surefoot", *words_of([FREE, TETHERED], 1), "--out", str(out)]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
 
 
 def test_killed_in_the_pool_in_an_update_and_at_the_end_a_study_ends_with_the_bytes_of_a_whole_one(
@@ -155,6 +162,22 @@ def test_parts_with_given_models_are_joined_to_the_study_that_they_are_parts_of(
     )
     assert (tmp_path / "all/curves.json").read_bytes() == (whole / "curves.json").read_bytes()
     assert (tmp_path / "all/overoptimize.json").read_bytes() == (whole / "overoptimize.json").read_bytes()
+
+
+def test_a_reward_models_folder_is_a_judge_of_texts_that_reads_them_as_it_was_taught(whole: Path) -> None:
+    folder = whole / "seed-0-reward-free/final"
+    ((name, judge),) = judges_of(load_config(None, [f"--evaluate.judges=[{folder}]"], verb="evaluate")).items()
+    assert name == "seed-0-reward-free"
+    texts = ["the film was superb and lovely .", "the plot seemed dull .", "the cast was so very fine and good and bright ."]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    facts = json.loads((folder / "reward.json").read_text())
+    for text, said in zip(texts, judge(texts), strict=True):
+        row = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            raw = model(input_ids=row).logits[0, 0].item()
+        assert said == pytest.approx((raw - facts["mean"]) / facts["deviation"], abs=1e-4)
+    with pytest.raises(ModelError, match=r"evaluate.judges = .* cannot be loaded as a reward model"):
+        text_judge(whole)
 
 
 @pytest.mark.parametrize(
