@@ -179,8 +179,10 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
         if at.begun is not None and len(lengths) * width * at.begun.shape[2] * at.begun.element_size() <= KEPT_BYTES:
             begun.append(torch.nn.functional.pad(at.begun, (0, 0, 0, width - at.begun.shape[1])))
     back = by_length.argsort()
-    columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
-    seen = _Seen(*columns, dist_old=_joined(old, back), dist_ref=_joined(ref, back))
+    logp, values, next_values, entropy, logp_refs, kls, at_prompt = (
+        torch.cat(column)[back] for column in zip(*parts, strict=True)
+    )
+    seen = _Seen(logp, values, next_values, entropy, logp_refs, kls, at_prompt, _joined(old, back), _joined(ref, back))
     return seen, torch.cat(begun)[back] if begun else None
 
 
