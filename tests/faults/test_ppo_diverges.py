@@ -16,7 +16,7 @@ import surefoot.ppo
 from surefoot.api import PPORun
 from surefoot.config import Config
 from surefoot.errors import Diverged, RewardError, TrainingError
-from surefoot.lm.logits import Head
+from surefoot.rollout.packed import PackedDecoder
 from surefoot.runs import RunFolder, State, checkpoint, read_jsonl
 from surefoot.stages import ppo_lm
 from tiny_language import make_backbone, make_model, make_tokenizer
@@ -160,13 +160,13 @@ def test_advantage(bad: float, start: Start, tmp_path: Path, monkeypatch: pytest
 def test_logits(bad: float, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = start()
     spoil = Once(1)
-    plain = Head.logits
+    plain = PackedDecoder.logits
 
-    def logits(head: Head, states: Any) -> Any:
+    def logits(decoder: PackedDecoder, states: Any, temperature: float) -> Any:
         at_update_2 = (tmp_path / "run/checkpoint-1").exists()
-        return plain(head, states) + bad if at_update_2 and spoil() else plain(head, states)
+        return plain(decoder, states, temperature) + (bad if at_update_2 and spoil() else 0)
 
-    monkeypatch.setattr(Head, "logits", logits)
+    monkeypatch.setattr(PackedDecoder, "logits", logits)
     assert_rolled_back(run, tmp_path / "run", "log-probabilities are not finite at token 1")
 
 

@@ -152,11 +152,11 @@ def _queue(parts: PairsParts, cfg: Config, store: PreferenceStore, found: Sequen
             if parts.annotator is not None:
                 name, annotator = parts.annotator
                 key = f"{name}-{pair}"
+                num_votes += 1
                 if store.has_key(key):  # of a batch that was stored before a kill: asked again, it may say something else
                     continue
                 choice, strength = said_by(name, annotator, text_of(content), candidate.a.text, candidate.b.text)
                 store.vote(pair, choice, source=f"function:{name}", strength=strength, idempotency_key=key)
-                num_votes += 1
     return len(found), num_votes
 
 
