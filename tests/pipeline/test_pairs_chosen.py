@@ -254,7 +254,7 @@ def test_an_annotator_is_asked_once_a_pair_though_the_run_is_repeated(models: di
     first.close()
     again, steps = queued(models["one"], annotator=moody)
     assert again.digest() == before and len(asked) == count == again.counts().votes
-    assert sum(step.num_votes for step in steps) == count  # votes of the batch in the store: a run that was killed records the same
+    assert sum(step.num_votes for step in steps) == count  # of the batch, in the store: a run that was killed records the same
 
 
 def test_an_annotator_may_give_a_strength_which_becomes_the_margin(models: dict[str, str]) -> None:
