@@ -325,16 +325,16 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
     layers = None if verb == "demo" else cfg.model.lora_layers  # the demo's SFT adapts every block
     trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank, layers)
     trained *= cfg.reward.ensemble if verb == "reward" else 1
-    rows, tokens = {
-        "sft": (cfg.sft.micro_batch_size, 256),
-        "reward": (2 * cfg.reward.micro_batch_size, 256),
-    }.get(verb, (cfg.ppo.micro_batch_size, 32 + cfg.rollout.response_length))
+    tokens = {"sft": cfg.sft.micro_batch_size * 256, "reward": 2 * cfg.reward.micro_batch_size * 256}.get(
+        verb, cfg.ppo.micro_batch_tokens or cfg.ppo.micro_batch_size * (32 + cfg.rollout.response_length)
+    )
+    kept = sizes.activations(checkpointing=cfg.model.activation_checkpointing)
     plan = [("backbone", sizes.total * (4 if full else width))]
     if verb in ("sft", "ppo", "demo", "rounds", "overoptimize") or (
         verb == "reward" and cfg.reward.method != "head"
     ):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
-        plan += [("activations of a micro-batch", rows * tokens * sizes.activations_per_token * (2 if width == 2 else 4))]
+        plan += [("activations of a micro-batch", tokens * kept * width)]
     if verb in ("ppo", "demo", "rounds", "overoptimize") and full:
         plan += [("frozen reference", sizes.total * 4)]
     if verb in ("ppo", "demo", "rounds", "overoptimize") and cfg.ppo.critic == "model":

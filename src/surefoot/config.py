@@ -55,6 +55,9 @@ class ModelConfig(Section):
     lora_layers: PositiveInt | None = Field(
         None, description="adapters on the last N blocks only; default: all. Fewer are faster"
     )
+    activation_checkpointing: bool = Field(
+        False, description="keep a block's input alone and run the block again in the backward pass: less memory, a third slower"
+    )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
 
@@ -225,7 +228,8 @@ _TETHERS = ("coef", "controller", "target", "horizon", "rate", "estimator", "in"
 UNREAD_IN_CONTROL: Mapping[str, str] = {
     **{f"kl_{name}": _TETHER for name in _TETHERS},
     **dict.fromkeys(("missing_eos_penalty", "length_penalty"), _ANSWERS),
-    **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size", "num_samples_per_prompt"), _SIZES),
+    **dict.fromkeys(("rollout_batch_size", "num_mini_batches", "micro_batch_size"), _SIZES),
+    **dict.fromkeys(("micro_batch_tokens", "num_samples_per_prompt"), _SIZES),
     "total_episodes": "control.total_timesteps says how long the run is",
     "max_rollbacks": "a diverged agent stops the run; its last checkpoint is good",
     **dict.fromkeys(("ratio_max", "grad_norm_max", "alarms"), _WATCHED),

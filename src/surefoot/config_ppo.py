@@ -70,6 +70,9 @@ class PPOConfig(OptimizerConfig):
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(16, description="rows a forward; changes nothing but memory and speed")
+    micro_batch_tokens: PositiveInt | None = Field(
+        None, description="tokens a forward, padding counted, instead of micro_batch_size rows: for answers of many lengths"
+    )
     start: str | None = Field(
         None, description="run folder of an earlier PPO on this model: policy and critic go on from there, the tether stays"
     )

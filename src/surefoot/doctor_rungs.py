@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,13 +212,32 @@ AGREED = 1e-4  # nats: how far the sampler's log-probs may be from the trainer's
 
 def echo() -> Climbed:
     """A language model with random weights is paid for one token of its 268, by the code that trains every other model."""
+    shares = []
+    for share, gap in echoing():
+        shares.append(share)
+        if gap > AGREED:
+            return False, f"the sampler's log-probs are {gap:.2g} nats from the trainer's at update {len(shares)}"
+        if share >= ECHOED:
+            break
+    found = f"{WANTED.strip()!r} from {shares[0]:.1%} to {shares[-1]:.1%} of the tokens in {len(shares)} updates"
+    return shares[-1] >= ECHOED, found if shares[-1] >= ECHOED else f"{found} ({ECHOED:.0%} expected)"
+
+
+def echoing(settings: Mapping[str, Any] | None = None, *, head: float = 1.0) -> Iterator[tuple[float, float]]:
+    """Of each update the share of tokens that are the wanted one, and how far the sampler's log-probs are from the trainer's.
+
+    `settings` win over the rung's own. `head` multiplies the output embedding: one of random weights is too flat for adapters
+    below it, which do not train it.
+    """
+    import torch
+
     from surefoot.api import PPORun
     from surefoot.lm.tiny import tiny_model, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["say yes or no", "yes yes yes", "no no no"], 300)
     (wanted,) = tokenizer(WANTED, add_special_tokens=False)["input_ids"]
     sizes = {"ppo.rollout_batch_size": 128, "ppo.micro_batch_size": 128, "ppo.num_mini_batches": 2, "ppo.num_ppo_epochs": 2}
-    settings = {
+    own: dict[str, Any] = {
         **sizes,
         "model.tuning": "full",
         "rollout.response_length": LENGTH,
@@ -226,24 +245,22 @@ def echo() -> Climbed:
         "ppo.learning_rate": 0.01,
         "ppo.kl_coef": 0.0,
         "ppo.total_episodes": 128 * MOST_UPDATES,
+        "model.dtype": "float32",
+        **(settings or {}),
     }
+    model = tiny_model(tokenizer, width=32, context=32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(head)
     run = PPORun(
-        (tiny_model(tokenizer, width=32, context=32), tokenizer),
+        (model.to(getattr(torch, own["model.dtype"])), tokenizer),
         prompts=["say", "say yes", "say no", "yes or no", "or", "no", "no no", "yes"],
         reward=_share_of_wanted,
-        settings=settings,
+        settings=own,
     )
-    shares = []
     for step in run:
         completions = step.rollout.completions
-        shares.append(float(((completions.ids == wanted) & completions.mask).sum()) / (len(completions.ids) * LENGTH))
-        gap = step.metrics["val/sampler_gap"]
-        if gap > AGREED:
-            return False, f"the sampler's log-probs are {gap:.2g} nats from the trainer's at update {step.update}"
-        if shares[-1] >= ECHOED:
-            break
-    found = f"{WANTED.strip()!r} from {shares[0]:.1%} to {shares[-1]:.1%} of the tokens in {len(shares)} updates"
-    return shares[-1] >= ECHOED, found if shares[-1] >= ECHOED else f"{found} ({ECHOED:.0%} expected)"
+        share = float(((completions.ids == wanted) & completions.mask).sum()) / (len(completions.ids) * LENGTH)
+        yield share, step.metrics["val/sampler_gap"]
 
 
 def _share_of_wanted(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

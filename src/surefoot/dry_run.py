@@ -56,13 +56,14 @@ def sizes(cfg: Config, verb: str) -> list[str]:
         case "ppo" | "demo":
             ppo = cfg.ppo
             steps = ppo.num_ppo_epochs * ppo.num_mini_batches
-            rows = ppo.rollout_batch_size // ppo.num_mini_batches
+            rows, most = ppo.rollout_batch_size // ppo.num_mini_batches, ppo.micro_batch_tokens
+            forwards = f"forwards of at most {most} tokens" if most else f"{-(-rows // ppo.micro_batch_size)} forwards"
             lines = [
                 f"PPO: {ppo.num_updates} updates of {ppo.rollout_batch_size} answers "
                 f"({ppo.rollout_batch_size // ppo.num_samples_per_prompt} prompts x {ppo.num_samples_per_prompt}), "
                 f"{ppo.num_updates * ppo.rollout_batch_size} answers in all",
                 f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, "
-                f"{-(-rows // ppo.micro_batch_size)} forwards each; {ppo.num_updates * steps} optimiser steps in all",
+                f"{forwards} each; {ppo.num_updates * steps} optimiser steps in all",
                 f"answers: at most {cfg.rollout.response_length} tokens, decoded {cfg.rollout.batch_size} at once",
             ]
             if verb == "demo":
@@ -107,7 +108,7 @@ def sizes(cfg: Config, verb: str) -> list[str]:
         case "pairs":
             prompts = "all prompts" if cfg.pairs.max_prompts is None else f"at most {cfg.pairs.max_prompts} prompts"
             return [f"{cfg.pairs.num_answers} answers to {prompts}, at most {cfg.rollout.response_length} tokens each"]
-        case "evaluate" | "compare":
+        case "evaluate":
             best = f", and best of {cfg.evaluate.best_of}" if cfg.evaluate.best_of else ""
             answers = f"{cfg.evaluate.num_prompts} prompts, one answer of each model{best}"
             return [f"{answers}, at most {cfg.rollout.response_length} tokens each"]

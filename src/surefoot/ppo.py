@@ -32,6 +32,7 @@ from .core import (
     zero_outside,
 )
 from .errors import ConfigError, TrainingError
+from .micro_batches import micro_batches
 from .ppo_by_hand import SeedUpdate, fits, nets_of, update_by_hand
 from .ppo_decisions import Stepped, carried_out, decisions, mean_count, reads_kl_after
 from .ppo_figures import NUM_PARTS, LossParts, Seen, stacked, statistics
@@ -298,9 +299,12 @@ def _prepared(batch: PPOBatch, cfg: PPOConfig) -> PPOBatch:
 def _share(batch: PPOBatch, chosen: Tensor, cfg: PPOConfig, runtime: Runtime) -> Iterator[PPOBatch]:
     """This rank's part of the chosen rows, in micro-batches of like length (little padding); equally many on every rank."""
     mine = runtime.shard(len(chosen))
-    rows = chosen[mine.start : mine.stop].to(batch.mask.device)
-    for micro in rows[batch.mask[rows].sum(1).argsort(stable=True)].split(cfg.micro_batch_size):
-        yield batch[micro]
+    chosen = chosen.to(batch.mask.device)
+    lengths = batch.mask[chosen].sum(1) if batch.lengths is None else batch.lengths[chosen]
+    most = max(len(micro_batches(of_rank, cfg)) for of_rank in lengths.chunk(runtime.world_size))
+    rows = chosen[mine.start : mine.stop]
+    for micro in micro_batches(lengths[mine.start : mine.stop], cfg, at_least=most):
+        yield batch[rows[micro]]
 
 
 def _gradients(

@@ -96,6 +96,7 @@ class PPOBatch:
     `dist_old` is kept where an exact KL(pi_old || pi_theta) is wanted; `logp_ref` and `dist_ref` where the tether to the
     reference stands in the loss. `weights`, detached, multiply the advantages after they are standardised: importance weights of
     samples that another policy drew. `logp_rounding`, nats, is what rounding alone may do to `logp_old` where that can be much.
+    `lengths` are the tokens that a forward reads of each row, where it reads more than the valid steps.
     """
 
     states: Opaque
@@ -110,6 +111,7 @@ class PPOBatch:
     dist_ref: Opaque | None = None
     weights: Float[Tensor, "B T"] | None = None
     logp_rounding: Float[Tensor, "B T"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
 
     def __len__(self) -> int:
         return self.mask.shape[0]

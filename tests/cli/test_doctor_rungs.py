@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,18 @@ def test_a_fault_is_found_by_its_rung_and_no_higher_one_is_climbed(fault: str, m
     assert said[number + 1 :] == [f"stopped at rung {number + 1}, {named}: {', '.join(NAMES[number + 1 :])} would stand on it"]
 
 
+def make_its_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The demo's rung runs in `folder`; other temporary folders, such as that of a tiny model's cache, are made as ever."""
+    make = tempfile.mkdtemp
+
+    def chosen(prefix: str = "", **given: Any) -> str:
+        return str(folder) if prefix == "surefoot-doctor-" else make(prefix=prefix, **given)
+
+    monkeypatch.setattr(doctor_rungs.tempfile, "mkdtemp", chosen)
+
+
 def test_a_demo_that_teaches_nothing_is_found_and_its_folder_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor_rungs.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    make_its_folder(monkeypatch, tmp_path)
     holds, found = doctor_rungs.demo(SHORT)
     assert not holds
     assert "expected were half the SFT loss" in found
@@ -98,7 +109,7 @@ def test_a_demo_that_teaches_nothing_is_found_and_its_folder_kept(monkeypatch: p
 
 @pytest.mark.soak
 def test_the_demo_holds_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor_rungs.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "run"))
+    make_its_folder(monkeypatch, tmp_path / "run")
     assert run(["doctor", "--up-to", "demo"]) == 0
     assert not (tmp_path / "run").exists()
 
@@ -127,7 +138,7 @@ def test_a_rung_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str])
 
 
 def test_what_stops_the_chain_is_told_by_the_demos_rung(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor_rungs.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    make_its_folder(monkeypatch, tmp_path)
     words = (*SHORT, "--ppo.total_episodes=256", "--ppo.kl_max=1e-9")
     holds, found = doctor_rungs.demo([word for word in words if word != "--ppo.total_episodes=128"])
     assert not holds

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch import Tensor
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
 from surefoot.lm.adapters import active_adapter, plain_state_dict
+from surefoot.lm.attention import set_attention
 from surefoot.lm.logits import Head
 from surefoot.lm.tokens import Codec
-from surefoot.lm.trunk import SharedRows, cut_trunk
+from surefoot.lm.trunk import SharedRows, cut_trunk, recomputing
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -41,6 +42,7 @@ class Backbone:
     fingerprint: str
     source: str
     autocast: torch.dtype | None = None  # compute dtype under full fine-tuning, whose weights stay float32
+    recompute: bool = False  # blocks keep their inputs alone, and run again in the backward pass
     shared: SharedRows = field(default_factory=SharedRows, compare=False)
 
     @property
@@ -63,11 +65,13 @@ class Backbone:
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[Any]:
         """The decoder with `adapter` on (None: all off), in the compute dtype."""
+        decoder = self.model.get_decoder()
         with (
             active_adapter(self.model, adapter),
             torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None),
+            recomputing(decoder, lambda block: active_adapter(block, adapter)) if self.recompute else nullcontext(),
         ):
-            yield self.model.get_decoder()
+            yield decoder
 
     def hidden(self, rows: Int[Tensor, "B L"], adapter: str | None, layer: int | None = None) -> Float[Tensor, "B L D"]:
         """Final-normed states of right-padded rows, after the last layer or after `layer`.
@@ -83,7 +87,7 @@ class Backbone:
         """The same model once more, to train every weight of it: float32 masters, computing in the dtype that they had."""
         dtype = self.autocast or (self.model.dtype if self.model.dtype != torch.float32 else None)
         model = copy.deepcopy(self.model).float().requires_grad_(False)
-        return Backbone(model, self.codec, self.fingerprint, self.source, dtype)
+        return Backbone(model, self.codec, self.fingerprint, self.source, dtype, self.recompute)
 
     def merged(self, adapter: str | None) -> Backbone:
         """A plain backbone of its own, with `adapter` merged into the weights and none left on it."""
@@ -157,7 +161,8 @@ def from_objects(
     if cfg.tuning == "full":
         model = model.float()  # masters, whatever the object was
     autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
-    backbone = Backbone(model, codec, fingerprint, source, autocast)
+    set_attention(model, autocast or model.dtype)
+    backbone = Backbone(model, codec, fingerprint, source, autocast, cfg.activation_checkpointing)
     _check_head(backbone)
     return backbone
 

@@ -17,6 +17,7 @@ class ModelSizes:
 
     total: int
     num_layers: int
+    width: int
     linear_edges: int
     activations_per_token: int
     cache_per_token: int
@@ -24,6 +25,12 @@ class ModelSizes:
     def adapter(self, rank: int, num_layers: int | None) -> int:
         """Weights of a LoRA adapter of `rank` on the linear layers of `num_layers` blocks (None: of all)."""
         return rank * self.linear_edges * (num_layers or self.num_layers) // self.num_layers
+
+    def activations(self, *, checkpointing: bool) -> int:
+        """What a backward pass keeps of a token; with activation checkpointing the inputs of the blocks, and one block's own."""
+        if not checkpointing:
+            return self.activations_per_token
+        return self.num_layers * self.width + self.activations_per_token // self.num_layers
 
 
 def model_sizes(cfg: ModelConfig) -> ModelSizes:
@@ -46,6 +53,7 @@ def model_sizes(cfg: ModelConfig) -> ModelSizes:
     return ModelSizes(
         total=sum(p.numel() for p in model.parameters()),
         num_layers=text.num_hidden_layers,
+        width=text.hidden_size,
         linear_edges=sum(m.in_features + m.out_features for m in linears),
         # what a backward pass keeps: the input of every linear layer and about as much again for norms and attention
         activations_per_token=2 * sum(m.in_features for m in linears),

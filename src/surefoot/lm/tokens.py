@@ -55,6 +55,11 @@ class Context:
     def __len__(self) -> int:
         return self.mask.shape[0]
 
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Tokens of prompt and response together."""
+        return self.prompt_mask.sum(1) + self.mask.sum(1)
+
 
 def joined_rows(context: Context, response_ids: Int[Tensor, "B T"], pad_id: int) -> tuple[Int[Tensor, "B L"], Int[Tensor, " B"]]:
     """Prompt and response of each row side by side from column 0, and the prompts' lengths.

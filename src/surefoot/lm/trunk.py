@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from surefoot.errors import ModelError
 
@@ -45,6 +48,33 @@ def cut_config(config: Any, layer: int, *, first: int = 0) -> Any:
     if isinstance(getattr(short, "layer_types", None), list) and len(short.layer_types) == total:
         short.layer_types = short.layer_types[first:layer]
     return short
+
+
+@contextmanager
+def recomputing(decoder: Any, inside: Callable[[nn.Module], AbstractContextManager[None]]) -> Iterator[None]:
+    """While it lasts, blocks called with gradient keep their inputs alone, and run again in the backward pass.
+
+    `inside(block)` is what the block needs around it then (its adapter on): by that time the caller may have left its own. Raises
+    ModelError where the decoder has no single list of blocks.
+    """
+    name = _list_of_blocks(decoder, int(decoder.config.num_hidden_layers))
+    if name is None:
+        raise ModelError(f"{type(decoder).__name__} has no single list of blocks. Use model.activation_checkpointing = false.")
+    blocks = list(decoder._modules[name]) if torch.is_grad_enabled() else []
+    for block in blocks:
+        around = partial(_around, inside, block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=around)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own again
+
+
+def _around(
+    inside: Callable[[nn.Module], AbstractContextManager[None]], block: nn.Module
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), inside(block)
 
 
 def _list_of_blocks(decoder: Any, total: int) -> str | None:

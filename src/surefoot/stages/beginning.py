@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from surefoot.diagnostics.attribution import FEATURES, FeatureSums, attribution,
 from surefoot.diagnostics.prompt_shift import PromptSums, prompt_shift, prompt_sums, shift_words
 from surefoot.stages.rollouts import Rollout
 
+WINDOW_UPDATES = 3  # the last rollouts, this one included, in which it is asked what pays: one is a small sample
 BASELINE_UPDATES = 2  # the policy is then still close to the SFT model; what they showed is what later updates are compared with
 
 Say = Callable[[int], str]  # a token as text
@@ -19,14 +22,19 @@ Say = Callable[[int], str]  # a token as text
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """Sums over the first BASELINE_UPDATES rollouts; None where a checkpoint of an earlier version had none."""
+    """Sums over the first BASELINE_UPDATES rollouts, None where a checkpoint of an earlier version had none.
+
+    `recent` are those of the answers of later rollouts, each its own, that are still in the window when the next comes.
+    """
 
     answers: FeatureSums | None = None
     prompts: PromptSums | None = None
+    recent: tuple[FeatureSums, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        parts = {"answers": self.answers, "prompts": self.prompts}
+        recent = {f"recent{i}": sums for i, sums in enumerate(self.recent)}
+        parts = {"answers": self.answers, "prompts": self.prompts, **recent}
         return {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() if part for f in fields(part)}
 
     @classmethod
@@ -37,7 +45,8 @@ class Beginning:
             return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
         answers, prompts = part("answers"), part("prompts")
-        return cls(FeatureSums(**answers) if answers else None, PromptSums(**prompts) if prompts else None)
+        recent = tuple(FeatureSums(**found) for i in range(WINDOW_UPDATES - 1) if (found := part(f"recent{i}")))
+        return cls(FeatureSums(**answers) if answers else None, PromptSums(**prompts) if prompts else None, recent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,8 @@ def looked(beginning: Beginning, seen: Rollout, judgements: Mapping[str, Sequenc
     words: dict[str, str] = {}
     before = beginning.answers
     if before is not None and before.targets.shape == answers.targets.shape and float(answers.count):
-        found = attribution(before + answers, say)
+        window = [one for one in (*beginning.recent, answers) if one.targets.shape == answers.targets.shape]
+        found = attribution(before + reduce(add, window), say)
         metrics |= {f"drift/reward_{name}": share for name, share in zip(FEATURES, found.shares, strict=True)}
         words["drift/pays"] = found.words[found.best]
         moved = movers(before, answers, say)
@@ -70,7 +80,7 @@ def looked(beginning: Beginning, seen: Rollout, judgements: Mapping[str, Sequenc
     if beginning.prompts is not None and beginning.prompts.sums.shape == prompts.sums.shape:
         metrics |= {f"drift/prompt_{name}": x for name, x in prompt_shift(beginning.prompts, prompts).items()}
         words["drift/prompts"] = shift_words(beginning.prompts, prompts)
-    return Look(beginning, metrics, words)
+    return Look(replace(beginning, recent=(*beginning.recent, answers)[1 - WINDOW_UPDATES :]), metrics, words)
 
 
 def _grown(beginning: Beginning, answers: FeatureSums, prompts: PromptSums) -> Beginning:

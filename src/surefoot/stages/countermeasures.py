@@ -1,27 +1,64 @@
-"""What an alarm sets going besides its warning: a stronger tether, or answers put before people (ppo.alarms)."""
+"""What an alarm sets going: a warning, and besides a stop, a stronger tether, or answers put before people (ppo.alarms)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import ConfigError
+from surefoot.errors import ConfigError, TrainingError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
 from surefoot.preferences import PreferenceStore
 from surefoot.runs import RunFolder
-from surefoot.stages.alarms import PATIENCE
+from surefoot.stages.alarms import PATIENCE, advice
 from surefoot.stages.pairs import Said, queue_pair, sampling_of
-from surefoot.stages.ppo_state import Carried
+from surefoot.stages.ppo_state import Carried, last_good
 from surefoot.stages.replay import most_suspicious
 from surefoot.stages.rollouts import Rollout
 from surefoot.types import RolloutEngine
 
 _CHANCE = 15_485_863  # apart from the run's own seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """A rollout whose answers may be put before people. `index` are the rows of `prompts` that it answered.
+
+    `reference` is the SFT model and its sampler, None where ppo.alarms does not ask for labels.
+    """
+
+    seen: Rollout
+    judgements: Mapping[str, Sequence[float]]
+    prompts: PromptSet
+    index: Sequence[int]
+    reference: tuple[Backbone, RolloutEngine] | None
+
+
+def countered(
+    at: Carried, ringing: Mapping[str, str], suspects: Suspects, cfg: Config, update: int, folder: RunFolder | None
+) -> Carried:
+    """An event for each alarm that began to ring, and what `ppo.alarms` asks for besides.
+
+    Raises: TrainingError where alarms are to stop the run.
+    """
+    new = [name for name in ringing if at.watch.is_new(name)]
+    told = [f"{name} alarm at update {update}: {ringing[name]}. {advice(name)}" for name in new]
+    if folder is not None:
+        for sentence in told:
+            folder.note(sentence)
+    match cfg.ppo.alarms:
+        case "stop" if ringing:
+            said = " ".join(told) or f"{', '.join(ringing)} alarm at update {update}: {'; '.join(ringing.values())}."
+            raise TrainingError(f"{said} Stopped, since ppo.alarms = stop. {last_good(folder)}")
+        case "tether":
+            return tethered(at, ringing, cfg.ppo, update, folder)
+        case "label" if new and suspects.reference is not None:
+            _label(suspects, new, cfg, update, folder)
+    return at
 
 
 def tethered(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, folder: RunFolder | None) -> Carried:
@@ -53,24 +90,25 @@ def store_of(cfg: Config, folder: RunFolder | None) -> Path:
     return folder.path / "preferences.db"
 
 
-def queue_suspects(
-    store: Path,
-    seen: Rollout,
-    judgements: Mapping[str, Sequence[float]],
-    prompts: PromptSet,
-    index: Sequence[int],
-    reference: tuple[Backbone, RolloutEngine],
-    cfg: Config,
-    update: int,
-    reason: str,
-) -> int:
+def _label(suspects: Suspects, names: Sequence[str], cfg: Config, update: int, folder: RunFolder | None) -> None:
+    """Queues suspicious answers where alarms began to ring, and says so."""
+    store = store_of(cfg, folder)
+    reason = f"{' and '.join(names)} alarm"
+    count = queue_suspects(store, suspects, cfg, update, reason)
+    if folder is not None:
+        folder.note(f"{reason} at update {update}: {count} answers queued in {store}, each against the SFT model's.")
+
+
+def queue_suspects(store: Path, suspects: Suspects, cfg: Config, update: int, reason: str) -> int:
     """Queues the most suspicious answers of a rollout, each against one that the SFT model gives now; returns how many.
 
-    `index` are the rows of `prompts` that the rollout answered. The SFT model's chance comes from seed and update, and the store
-    knows a pair that it holds: an update that is made again after a kill queues nothing twice.
+    The SFT model's chance comes from seed and update, and the store knows a pair that it holds: an update that is made again
+    after a kill queues nothing twice.
     """
-    backbone, engine = reference
-    rows = [i for i in most_suspicious(seen, judgements) if seen.completions.text[i].strip()][: cfg.ppo.alarm_labels]
+    assert suspects.reference is not None  # built wherever ppo.alarms asks for labels
+    backbone, engine = suspects.reference
+    seen, prompts = suspects.seen, suspects.prompts
+    rows = [i for i in most_suspicious(seen, suspects.judgements) if seen.completions.text[i].strip()][: cfg.ppo.alarm_labels]
     if not rows:
         return 0
     chance = torch.Generator().manual_seed(cfg.seed * _CHANCE + update)
@@ -86,6 +124,6 @@ def queue_suspects(
             )
             other = Said(others.text[k], tuple(others.ids[k][others.mask[k]].tolist()), backbone.source, backbone.fingerprint)
             if other.text.strip() and other.text != own.text:
-                queue_pair(opened, prompts.rows[index[i]].prompt, own, other, sampling_of(cfg), reason)
+                queue_pair(opened, prompts.rows[suspects.index[i]].prompt, own, other, sampling_of(cfg), reason)
                 count += 1
     return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from surefoot.config import Config, PPOConfig
-from surefoot.errors import Diverged, Paused, RewardError, TrainingError
+from surefoot.errors import Diverged, Paused, RewardError
 from surefoot.faults import fault_point
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
@@ -22,11 +22,11 @@ from surefoot.ppo import next_beta, next_coefficient, ppo_update
 from surefoot.progress import Progress
 from surefoot.runs import RunFolder, hash_folder, read_jsonl
 from surefoot.runtime.single import SingleRuntime
-from surefoot.stages.alarms import advice, alarm_metrics
+from surefoot.stages.alarms import alarm_metrics
 from surefoot.stages.beginning import Look, looked
 from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
-from surefoot.stages.countermeasures import queue_suspects, store_of, tethered
+from surefoot.stages.countermeasures import Suspects, countered, store_of
 from surefoot.stages.held_out import HeldOut
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
@@ -95,7 +95,6 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
     for update in range(at.update + 1, ppo.num_updates + 1):
         clock = Clock()
         fault_point("rollout", update)
-        may_stop = _never if saved < at.update else partial(_is_stopping, folder)
         index = _index(parts, cfg, update)
         prompts = parts.prompts.take(index, policy.backbone.codec.pad_id)
         drawn_from = learner.sampling.get_state()
@@ -111,20 +110,7 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         clock.lap("evaluate")
         rate = set_learning_rates(learner.optimizer, ppo, update - 1, ppo.num_updates)
         fault_point("backward", update)
-        stats = ppo_update(
-            policy,
-            seen.batch,
-            ppo,
-            optimizer=learner.optimizer,
-            runtime=runtime,
-            generator=learner.shuffling,
-            beta=at.beta,
-            kl_coef=at.kl_coef,
-            critic_only=update <= ppo.critic_warmup_steps,
-            skipped_in_row=at.skipped_in_row,
-            half_precision=policy.backbone.autocast is not None,
-            should_stop=may_stop,
-        )
+        stats = _learned(parts, learner, seen, at, ppo, update, _never if saved < at.update else partial(_is_stopping, folder))
         learner.check(seen.batch, update)
         clock.lap("update")
         parts.engine.load_weights(runtime.full_weights(policy), update)
@@ -142,28 +128,39 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             if folder is not None:
                 folder.samples(update, answered.rows)
             clock.lap("held_out")
+        step = PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps, words, ringing)
         if folder is not None:
-            folder.record(update, {**metrics, **words})
-            folder.samples(update, sample_rows(seen, NUM_SAMPLES_KEPT))
-            if is_replayed(update, ppo.num_updates):
-                folder.replay(update, replay_rows(seen, policy, ppo, judgements))
-            folder.timing(update, clock.laps)
-            if stats.skipped:
-                folder.note(f"update {update}: {stats.skipped} steps were not taken. The first: {stats.skip_reason}")
-        _ring(at, ringing, ppo, update, folder)
-        if ppo.alarms == "tether":
-            at = tethered(at, ringing, ppo, update, folder)
-        if ppo.alarms == "label":
-            _label(parts, cfg, seen, judgements, index, [name for name in ringing if at.watch.is_new(name)], update, folder)
+            _record(folder, step, policy, ppo, judgements)
+        at = countered(at, ringing, Suspects(seen, judgements, parts.prompts, index, parts.reference), cfg, update, folder)
         check_limits(seen, stats, ppo, update, last_good(folder))  # before the save: no run is resumed behind what stopped it
         if folder is not None:
             if update % ppo.save_every == 0 or update == ppo.num_updates or at.is_far or folder.stop_requested:
                 folder.save(update, learner.state(at))
                 saved = update
             folder.check_stop()
-        yield PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps, words, ringing)
+        yield step
         if at.is_far:
             return
+
+
+def _learned(
+    parts: PPOParts, learner: Learner, seen: Rollout, at: Carried, cfg: PPOConfig, update: int, should_stop: Callable[[], bool]
+) -> UpdateStats:
+    """The update of policy and critic by a rollout."""
+    return ppo_update(
+        parts.policy,
+        seen.batch,
+        cfg,
+        optimizer=learner.optimizer,
+        runtime=parts.runtime,
+        generator=learner.shuffling,
+        beta=at.beta,
+        kl_coef=at.kl_coef,
+        critic_only=update <= cfg.critic_warmup_steps,
+        skipped_in_row=at.skipped_in_row,
+        half_precision=parts.policy.backbone.autocast is not None,
+        should_stop=should_stop,
+    )
 
 
 def _index(parts: PPOParts, cfg: Config, update: int) -> list[int]:
@@ -280,38 +277,17 @@ def _watched(
     return replace(at, watch=watch, beginning=look.beginning), ringing, look
 
 
-def _ring(at: Carried, ringing: Mapping[str, str], cfg: PPOConfig, update: int, folder: RunFolder | None) -> None:
-    """An event for each alarm that began to ring. Raises TrainingError where alarms are to stop the run."""
-    told = [
-        f"{name} alarm at update {update}: {words}. {advice(name)}" for name, words in ringing.items() if at.watch.is_new(name)
-    ]
-    if folder is not None:
-        for sentence in told:
-            folder.note(sentence)
-    if ringing and cfg.alarms == "stop":
-        names = ", ".join(ringing)
-        said = " ".join(told) or f"{names} alarm at update {update}: {'; '.join(ringing.values())}."
-        raise TrainingError(f"{said} Stopped, since ppo.alarms = stop. {last_good(folder)}")
-
-
-def _label(
-    parts: PPOParts,
-    cfg: Config,
-    seen: Rollout,
-    judgements: Mapping[str, Sequence[float]],
-    index: Sequence[int],
-    names: Sequence[str],
-    update: int,
-    folder: RunFolder | None,
+def _record(
+    folder: RunFolder, step: PPOStep, policy: LanguageActorCritic, cfg: PPOConfig, judgements: Mapping[str, Sequence[float]]
 ) -> None:
-    """Queues suspicious answers where alarms began to ring, and says so."""
-    if not names or parts.reference is None:
-        return
-    store = store_of(cfg, folder)
-    reason = f"{' and '.join(names)} alarm"
-    count = queue_suspects(store, seen, judgements, parts.prompts, index, parts.reference, cfg, update, reason)
-    if folder is not None:
-        folder.note(f"{reason} at update {update}: {count} answers queued in {store}, each against the SFT model's.")
+    """What a step leaves in the run folder."""
+    folder.record(step.update, {**step.metrics, **step.words})
+    folder.samples(step.update, sample_rows(step.rollout, NUM_SAMPLES_KEPT))
+    if is_replayed(step.update, step.total):
+        folder.replay(step.update, replay_rows(step.rollout, policy, cfg, judgements))
+    folder.timing(step.update, step.seconds)
+    if step.stats.skipped:
+        folder.note(f"update {step.update}: {step.stats.skipped} steps were not taken. The first: {step.stats.skip_reason}")
 
 
 def _check_stop(folder: RunFolder | None, update: int) -> None:

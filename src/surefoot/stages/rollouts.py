@@ -18,6 +18,7 @@ from surefoot.diagnostics.drift import drift_metrics
 from surefoot.lm.logits import TokenDist
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tokens import Context
+from surefoot.micro_batches import micro_batches
 from surefoot.types import Completions, PPOBatch, Prompts, Scores
 
 KEPT_BYTES = 1 << 30  # of a rollout's states below every adapter; more than these are computed again in every epoch
@@ -118,6 +119,7 @@ def rollout(
         logp_ref=seen.logp_ref if cfg.kl_in == "loss" else None,
         dist_ref=seen.dist_ref,
         weights=weights,
+        lengths=context.lengths,
     )
     sequence_kl = seen.kl.sum(1)
     metrics = _metrics(seen, mask, finished, valid.to(device), scores.value.to(device), paid, sequence_kl, log_gap, kl_coef)
@@ -178,10 +180,10 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
     old: list[TokenDist] = []
     ref: list[TokenDist] = []
     begun: list[Tensor] = []
-    lengths = context.prompt_mask.sum(1) + context.mask.sum(1)
+    lengths = context.lengths
     width = int(lengths.max())
-    by_length = lengths.argsort(stable=True)  # little padding
-    for rows in by_length.split(cfg.micro_batch_size):
+    chosen = micro_batches(lengths, cfg)
+    for rows in chosen:
         at = policy.begin(context[rows], ids[rows])
         now = policy.evaluate(at, ids[rows])
         assert isinstance(now.dist, TokenDist)  # the policy's own
@@ -194,7 +196,7 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
         ref += [dist_ref] if needs_ref else []
         if at.begun is not None and len(lengths) * width * at.begun.shape[2] * at.begun.element_size() <= KEPT_BYTES:
             begun.append(torch.nn.functional.pad(at.begun, (0, 0, 0, width - at.begun.shape[1])))
-    back = by_length.argsort()
+    back = torch.cat(chosen).argsort()
     columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
     logp, values, next_values, entropy, logp_ref, kl, prompt_states = columns
     seen = _Seen(
