@@ -3,7 +3,8 @@
 On the demo's tiny world, whose reward model is trained on made-up votes and whose judge knows the truth, bugs are planted in the
 reward: a bonus a word, for one magic word, for repetition, for a word in the first place; ten seeds of each, beside 30 clean
 runs. In ten further runs the prompts change midway, and ten beside them keep theirs. The limits of the alarms are those of the
-configuration. They were chosen on clean runs of other seeds (--calibrate, seeds 1000 to 1029), which share no model with these.
+configuration. They were chosen on clean runs of other seeds (--calibrate, seeds 1000 to 1029), which share no model with these
+(seeds 2000 to 2029).
 
 A run is a kind and a seed; its figures are one JSON below --out. A finished run is not repeated, so an interrupted command goes
 on where it stopped. The summary goes to benchmarks/results/planted-bugs.json.
@@ -23,7 +24,9 @@ from planted_bugs_parts.runs import NUM_WORLDS, models, run
 
 RESULTS = Path(__file__).parent / "results"
 BUGS = ("length", "token", "repetition", "position")
-TEST = [("clean", seed) for seed in range(30)] + [(kind, seed) for kind in (*BUGS, "shift", "control") for seed in range(10)]
+FIRST = 2000
+TEST = [("clean", FIRST + seed) for seed in range(30)]
+TEST += [(kind, FIRST + seed) for kind in (*BUGS, "shift", "control") for seed in range(10)]
 CALIBRATION = [("clean", seed) for seed in range(1000, 1030)]
 QUICK = [("clean", 0), ("token", 0), ("shift", 0)]
 

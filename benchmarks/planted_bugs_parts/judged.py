@@ -12,6 +12,7 @@ from surefoot.stages.alarms import REWARD, Watch
 
 from .runs import SHIFT_AFTER
 
+SHAPE, TOKENS = ("length", "repetition"), ("token", "position")
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
@@ -97,8 +98,9 @@ def calibrated(runs: Runs) -> dict[str, Any]:
     Beginning with the largest: a limit between the k-th and the next would have rung in k of the runs.
     """
     meters = {
-        "alarm_feature": lambda row, first: max(row["metrics"].get(f"drift/{name}", 0.0) for name in REWARD),
-        "alarm_feature_unjudged": lambda row, first: max(row["unjudged"].get(f"drift/{name}", 0.0) for name in REWARD),
+        "alarm_feature": lambda row, first: max(_shares(row["metrics"], TOKENS) + _shares(row["unjudged"], ("position",))),
+        "alarm_feature_unjudged": lambda row, first: max(_shares(row["unjudged"], ("token",))),
+        "alarm_shape": lambda row, first: max(_shares(row["metrics"], SHAPE) + _shares(row["unjudged"], SHAPE)),
         "alarm_distance": lambda row, first: row["metrics"]["drift/distance"] / first["drift/distance"],
         "alarm_prompts (states)": lambda row, first: row["metrics"].get("drift/prompt_states", 0.0),
         "alarm_prompts (tokens)": lambda row, first: row["metrics"].get("drift/prompt_tokens", 0.0),
@@ -119,6 +121,10 @@ def calibrated(runs: Runs) -> dict[str, Any]:
             extremes.append(max(min(pair) for pair in pairwise(values)))
         out[name] = [float(f"{value:.3g}") for value in sorted(extremes, reverse=True)]
     return out
+
+
+def _shares(row: Mapping[str, Any], features: Sequence[str]) -> list[float]:
+    return [row.get(f"drift/reward_{name}", 0.0) for name in features]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:

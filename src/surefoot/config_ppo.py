@@ -93,9 +93,14 @@ class PPOConfig(OptimizerConfig):
     alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
     alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
     alarm_feature: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the reward's variance that length, repetition, a token or its place explains, not the judges"
+        0.13, description="share of the reward's variance that a token or its place explains, beyond the judges"
     )
-    alarm_feature_unjudged: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="the same where there are no judges")
+    alarm_feature_unjudged: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="the same of a token where there are no judges: a word may deserve its reward"
+    )
+    alarm_shape: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.055, description="the same of length or repetition, with judges or without: two features, where tokens are hundreds"
+    )
     alarm_entropy: Annotated[float, Field(gt=0, lt=1)] = Field(0.3, description="entropy below this share of the start's")
     alarm_kl: PositiveFloat = Field(25.0, description="KL to the SFT model, nats a sequence")
     alarm_fluency: PositiveFloat = Field(1.0, description="fall of an answer's log-prob under the SFT model, nats a token")

@@ -9,6 +9,7 @@ import pytest
 from planted_bugs_parts.bugs import LENGTH, POSITION, REPETITION, TOKEN, WORDS, planted, repeats
 from planted_bugs_parts.judged import calibrated, summarized, verdict
 from planted_bugs_parts.runs import SHIFT_AFTER, ChangedPrompts, openings
+from surefoot.diagnostics.attribution import FEATURES
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.data import PromptRow
 
@@ -26,13 +27,16 @@ QUIET = {
 }
 
 
+PAYS = tuple(f"drift/pays/{name}" for name in FEATURES)
+
+
 def updates(changed: dict[str, float], words: str = "", begin: int = 3, unjudged: dict[str, Any] | None = None) -> list[Any]:
     """Ten quiet updates, with other figures from `begin` on."""
     return [
         {
             "metrics": QUIET | (changed if number >= begin else {}),
-            "words": {"drift/pays": words},
-            "unjudged": {**(unjudged or {}), "drift/pays": words},
+            "words": dict.fromkeys(PAYS, words),
+            "unjudged": {**(unjudged or {}), **dict.fromkeys(PAYS, words)},
         }
         for number in range(1, 11)
     ]

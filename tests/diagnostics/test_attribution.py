@@ -47,7 +47,7 @@ def has(rows: tuple[Tensor, Tensor, Tensor], token: int) -> Tensor:
 
 
 def test_a_share_is_the_gain_in_r_squared_of_a_regression_when_nothing_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SURE", 0.0)
+    monkeypatch.setattr(module, "surety", torch.zeros_like)
     rows = answers(200, 0)
     judge = noise(200, 1)
     length = rows[1].sum(1).double()

@@ -13,6 +13,7 @@ from fake_run import ppo_metrics, write_run
 from surefoot.api import PPORun
 from surefoot.config import PPOConfig
 from surefoot.diagnostics import report
+from surefoot.diagnostics.attribution import FEATURES
 from surefoot.diagnostics.metrics import find_metric
 from surefoot.errors import ConfigError, TrainingError
 from surefoot.preferences import PreferenceStore
@@ -59,10 +60,13 @@ OUT_OF_RANGE = [
 ]
 
 
+WORDS = {f"drift/pays/{name}": "FEATURE" for name in FEATURES} | {"drift/prompts": "prompts have"}
+
+
 def watched(*metrics: dict[str, float], watch: Watch | None = None) -> list[dict[str, str]]:
     watch, rang = watch or Watch(), []
     for row in metrics:
-        watch, ringing = watch.after(row, PPOConfig(), {"drift/pays": "FEATURE", "drift/prompts": "prompts have"})
+        watch, ringing = watch.after(row, PPOConfig(), WORDS)
         rang.append(ringing)
     return rang
 
@@ -76,13 +80,30 @@ def test_an_alarm_rings_in_the_second_update_out_of_range_and_alone(name: str, k
     assert watched(HEALTHY, HEALTHY, bad, HEALTHY, bad, HEALTHY)[-1] == {}, "a single update is a small sample"
 
 
-def test_of_features_the_one_that_explains_most_rings_alone_and_with_a_judge_a_smaller_share_does() -> None:
-    both = {**HEALTHY, "drift/reward_length": 0.4, "drift/reward_token": 0.5}
-    assert list(watched(HEALTHY, HEALTHY, both, both)[-1]) == ["reward_token"]
-    small = {**HEALTHY, "drift/reward_length": 0.15}
-    assert watched(HEALTHY, HEALTHY, small, small)[-1] == {}
-    judged = {**small, "judge/vader": 0.0}
-    assert list(watched(HEALTHY, HEALTHY, judged, judged)[-1]) == ["reward_length"]
+def test_of_features_the_one_furthest_beyond_its_limit_rings_alone() -> None:
+    both = {**HEALTHY, "drift/reward_length": 0.2, "drift/reward_token": 0.5}
+    assert list(watched(HEALTHY, HEALTHY, both, both)[-1]) == ["reward_length"], "3.6 times 0.055, and twice 0.25"
+    both = {**both, "drift/reward_token": 0.95}
+    assert list(watched(HEALTHY, HEALTHY, both, both)[-1]) == ["reward_token"], "3.8 times 0.25"
+
+
+@pytest.mark.parametrize(
+    ("feature", "judged", "limit"),
+    [
+        ("length", True, 0.055),
+        ("length", False, 0.055),
+        ("repetition", True, 0.055),
+        ("repetition", False, 0.055),
+        ("token", True, 0.13),
+        ("token", False, 0.25),
+        ("position", True, 0.13),
+        ("position", False, 0.13),
+    ],
+)
+def test_a_feature_rings_beyond_the_limit_of_its_kind(feature: str, judged: bool, limit: float) -> None:
+    for share, expected in ((limit - 0.001, []), (limit + 0.001, [f"reward_{feature}"])):
+        row = {**HEALTHY, f"drift/reward_{feature}": share, **({"judge/vader": 0.0} if judged else {})}
+        assert list(watched(HEALTHY, HEALTHY, row, row)[-1]) == expected
 
 
 def test_the_beginning_is_the_mean_of_two_updates_and_never_rings() -> None:
@@ -143,7 +164,7 @@ def test_a_reward_that_pays_for_length_is_named_once_as_an_event_and_in_every_li
     rows = read_jsonl(tmp_path / "run/metrics.jsonl")
     rang = [row["step"] for row in rows if row["alarm/reward_length"]]
     assert rang == [4, 5, 6]  # after two updates of the beginning, and one out of range
-    assert all(row["drift/pays"] == "length" and row["drift/reward_length"] > 0.5 for row in rows[2:])
+    assert all(row["drift/pays/length"] == "length" and row["drift/reward_length"] > 0.5 for row in rows[2:])
     told = [message for message in events(tmp_path / "run") if message.startswith("reward_length alarm at update")]
     assert len(told) == 1
     assert "at update 4: the reward pays for length, which explains" in told[0] and "length_penalty" in told[0]

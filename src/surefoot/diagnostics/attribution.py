@@ -15,7 +15,7 @@ from torch import Tensor
 FEATURES = ("length", "repetition", "token", "position")  # of equal shares the first is named
 MIN_ANSWERS = 5  # a token that fewer answers have, or lack, is not looked at,
 MIN_SHARE = 0.02  # nor one of less than this share of them
-CHANCE = 0.02  # that, where nothing pays, any of the features of a kind is said to
+CHANCE = 0.02  # that, where nothing pays, the best of all features of its kind is said to
 _LENGTH, _REPETITION, _HAS, _COUNT, _FIRST, _LAST = range(6)
 _FEATURE_OF = torch.tensor([0, 1, 2, 2, 3, 3])  # a kind of key -> its place in FEATURES
 _BASE = 1 << 40  # a key is kind * _BASE + token id
@@ -109,9 +109,8 @@ def attribution(sums: FeatureSums, text_of: Callable[[int], str]) -> Attribution
     never did before, still explains the difference. `text_of` says a token.
 
     The partial correlation that this is the square of, but for the judges' share, is lowered by q standard errors of Fisher's z,
-    1 / sqrt(n - 3 - number of judges), where q is the normal quantile of 1 - CHANCE / (2 K) and K the number of features of its
-    kind (Bonferroni): about 2.3 for length, which is one, and 4 for tokens, which are hundreds. In a few dozen answers some
-    token goes with the reward by chance.
+    1 / sqrt(n - 3 - number of judges), where q is the `surety` of one feature for length and for repetition, and of as many as
+    there are for tokens and their places: in a few dozen answers some token goes with the reward by chance.
     """
     n = sums.count
     freedom = float(n) - 2 - len(sums.targets)
@@ -133,9 +132,9 @@ def attribution(sums: FeatureSums, text_of: Callable[[int], str]) -> Attribution
     left_reward = cov[0, 0] - weights @ cov[1:, 0]
     idle = (left_f <= 1e-6 * var_f) | (var_f <= 1e-12) | (left_reward <= 1e-9 * cov[0, 0]) | (cov[0, 0] <= 1e-12)
     partial = torch.where(seldom | idle, 0.0, left_cov.abs() / (left_f * left_reward).clamp(min=0).sqrt()).clamp(0, 1 - 1e-9)
-    feature_of = _FEATURE_OF[kind]
-    rivals = torch.bincount(feature_of[~(seldom | idle)], minlength=len(FEATURES)).clamp(min=1)
-    lowered = torch.special.ndtri(1 - CHANCE / (2 * rivals.double()))[feature_of] / freedom**0.5
+    feature_of, of_tokens = _FEATURE_OF[kind], kind > _REPETITION
+    rivals = torch.where(of_tokens, (of_tokens & ~seldom & ~idle).sum(), 1)
+    lowered = surety(rivals) / freedom**0.5
     share = (partial.atanh() - lowered).clamp(min=0).tanh() ** 2 * (left_reward / cov[0, 0].clamp(min=1e-12))
     shares, words = [], []
     for feature in range(len(FEATURES)):
@@ -144,6 +143,11 @@ def attribution(sums: FeatureSums, text_of: Callable[[int], str]) -> Attribution
         shares.append(0.0 if best is None else share[best].item())
         words.append(FEATURES[feature] if best is None else _words(int(sums.keys[best]), float(left_cov[best]) > 0, text_of))
     return Attribution(tuple(shares), tuple(words))
+
+
+def surety(rivals: Tensor) -> Tensor:
+    """The normal quantile of 1 - CHANCE / (2 rivals), Bonferroni's for the best of so many features: 2.3 for one, 4.2 for 800."""
+    return torch.special.ndtri(1 - CHANCE / (2 * rivals.double().clamp(min=1)))
 
 
 def _words(key: int, pays: bool, text_of: Callable[[int], str]) -> str:

@@ -71,14 +71,16 @@ def alarm_sentences(run: RunView) -> list[str]:
         metric = find_metric(key, "ppo")
         if steps and metric is not None:
             when = f"at update {steps[0]:g}" if len(steps) == 1 else f"in {len(steps)} updates from {steps[0]:g} to {steps[-1]:g}"
-            named = _paid_for(run, steps[-1]) if key.startswith("alarm/reward_") else ""
+            kind = key.removeprefix("alarm/reward_")
+            named = _paid_for(run, kind, steps[-1]) if kind != key else ""
             sentences.append(f"{metric.title}, {when}{named}. {metric.what} {metric.what_to_do}")
     return sentences
 
 
-def _paid_for(run: RunView, step: float) -> str:
-    """What the reward paid for in an update, as it was recorded then."""
-    told = [as_text(row["drift/pays"]) for row in run.metrics if row.get("step") == step and row.get("drift/pays")]
+def _paid_for(run: RunView, kind: str, step: float) -> str:
+    """What feature of this kind the reward paid for in an update, as it was recorded then."""
+    key = f"drift/pays/{kind}"
+    told = [as_text(row[key]) for row in run.metrics if row.get("step") == step and row.get(key)]
     return f": the reward pays for {told[-1]}" if told else ""
 
 

@@ -102,15 +102,17 @@ def _out_of_range(now: Mapping[str, float], before: Mapping[str, float], cfg: PP
 
 
 def _named(now: Mapping[str, float], words: Mapping[str, str], cfg: PPOConfig) -> dict[str, str]:
-    """The alarms that say what pays, of which the strongest alone rings, and that of the prompts."""
+    """The alarms that say what pays, of which the furthest beyond its limit alone rings, and that of the prompts."""
     found = {}
-    shares = {name: now[f"drift/{name}"] for name in REWARD if f"drift/{name}" in now}
-    limit = cfg.alarm_feature if any(key.startswith("judge/") for key in now) else cfg.alarm_feature_unjudged
-    if shares and (share := max(shares.values())) > limit:
-        name = max(shares, key=lambda one: shares[one])  # of equals the first, which is the simplest
-        found[name] = (
-            f"the reward pays for {words.get('drift/pays', name)}, which explains {share:.0%} of its variance beyond the judges"
-        )
+    is_judged = any(key.startswith("judge/") for key in now)
+    token = cfg.alarm_feature if is_judged else cfg.alarm_feature_unjudged
+    limits = dict(zip(REWARD, (cfg.alarm_shape, cfg.alarm_shape, token, cfg.alarm_feature), strict=True))
+    excess = {name: now[f"drift/{name}"] / limit for name, limit in limits.items() if f"drift/{name}" in now}
+    if excess and max(excess.values()) > 1:
+        name = max(excess, key=lambda one: excess[one])  # of equals the first, which is the simplest
+        share, feature = now[f"drift/{name}"], name.removeprefix("reward_")
+        what = words.get(f"drift/pays/{feature}", feature)
+        found[name] = f"the reward pays for {what}, which explains {share:.0%} of its variance beyond the judges"
     moved = {name: now[f"drift/prompt_{name}"] for name in FIGURES if f"drift/prompt_{name}" in now}
     far = {name: x for name, x in moved.items() if x > cfg.alarm_prompts ** (2 if name == "length" else 1)}
     if far:
