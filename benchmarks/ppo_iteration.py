@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, str, str, int | None]] = {
     "lora float32": ("ours", "lora", "float32", None),
     "lora bfloat16": ("ours", "lora", "bfloat16", None),
     "upper half lora float32": ("ours", "lora", "float32", -2),
+    "upper half lora bfloat16": ("ours", "lora", "bfloat16", -2),
 }
 
 
