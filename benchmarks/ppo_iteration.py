@@ -28,25 +28,27 @@ from turn_parts.parent import PAGE, Side, run_facts
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ppo-iteration.json"
-# name: side, tuning, dtype, blocks with adapters (None: all)
-CASES: dict[str, tuple[str, str, str, int | None]] = {
-    "trl full float32": ("trl", "full", "float32", None),
-    "trl lora float32": ("trl", "lora", "float32", None),
-    "full float32": ("ours", "full", "float32", None),
-    "lora float32": ("ours", "lora", "float32", None),
-    "lora bfloat16": ("ours", "lora", "bfloat16", None),
-    "upper half lora float32": ("ours", "lora", "float32", -2),
-    "upper half lora bfloat16": ("ours", "lora", "bfloat16", -2),
+# name: side, tuning, dtype, blocks with adapters (None: all), ppo.old_logprobs. TRL takes log-probs from its sampler's logits.
+CASES: dict[str, tuple[str, str, str, int | None, str]] = {
+    "trl full float32": ("trl", "full", "float32", None, ""),
+    "trl lora float32": ("trl", "lora", "float32", None, ""),
+    "full float32": ("ours", "full", "float32", None, "sampled"),
+    "lora float32": ("ours", "lora", "float32", None, "sampled"),
+    "lora float32, recomputed": ("ours", "lora", "float32", None, "recomputed"),
+    "lora bfloat16": ("ours", "lora", "bfloat16", None, "sampled"),
+    "upper half lora float32": ("ours", "lora", "float32", -2, "sampled"),
+    "upper half lora bfloat16": ("ours", "lora", "bfloat16", -2, "sampled"),
 }
 
 
 def side(name: str, work: Work, asked: argparse.Namespace, folder: Path, num_layers: int) -> Side:
-    who, tuning, dtype, layers = CASES[name]
+    who, tuning, dtype, layers, old_logprobs = CASES[name]
     facts = {
         "work": asdict(work),
         "tuning": tuning,
         "dtype": dtype,
         "lora_layers": num_layers // 2 if layers == -2 else layers,
+        "old_logprobs": old_logprobs,
         "threads": asked.threads,
         "device": asked.device,
         "reward_layer": None,
@@ -133,7 +135,7 @@ def model_sizes(folder: Path) -> dict[str, int]:
 def case_of(
     name: str, runs: list[dict[str, Any]], sizes: Mapping[str, int], rates: Mapping[str, float], work: Work
 ) -> dict[str, Any]:
-    _, tuning, dtype, layers = CASES[name]
+    _, tuning, dtype, layers, _ = CASES[name]
     need = flops(
         work, blocks=sizes["blocks"], head=sizes["head"], full=tuning == "full", shared=0.5 if layers == -2 else 0.0, reward=1.0
     )

@@ -67,6 +67,7 @@ def main() -> None:
                 "total_episodes": work.rows * 10_000,
                 "critic": "model" if full else "detached",
                 "cliprange_value": 0.2,
+                "old_logprobs": asked["old_logprobs"],
             },
         }
     )
@@ -84,7 +85,8 @@ def main() -> None:
             RewardScorer(backbone, layer=asked["reward_layer"], adapter=None, seed=0), RewardFacts(), work.rows
         )
     policy = LanguageActorCritic(backbone, cfg.model, critic=cfg.ppo.critic, temperature=1.0, entropy_gradient=False, seed=0)
-    engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter)
+    keeps = cfg.ppo.old_logprobs == "sampled"
+    engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter, keeps_states=keeps)
     engine.stop_ids = (-1,)  # no token ends an answer
     rows = work.prompts(backbone.model.config.vocab_size)
     names = [f"prompt {i}" for i in range(work.rows)]

@@ -221,6 +221,7 @@ class ControlConfig(Section):
 _TETHER = "an agent in an environment has no reference model that it could be tethered to"
 _ANSWERS = "environments pay for each step, and no answer is scored"
 _SIZES = "control.num_envs, control.num_steps and control.batch_size say how large a rollout and a minibatch are"
+_SAMPLER = "actions are sampled by the networks that learn, with the same arithmetic"
 _WATCHED = "these alarms watch language models"
 _TETHERS = ("coef", "controller", "target", "horizon", "rate", "estimator", "in", "direction", "max")
 
@@ -236,7 +237,7 @@ UNREAD_IN_CONTROL: Mapping[str, str] = {
     **dict.fromkeys((name for name in PPOConfig.model_fields if name.startswith("alarm_")), _WATCHED),
     **dict.fromkeys(("critic", "critic_layer"), "policy and critic are two networks that share nothing"),
     "start": "a run of control goes on from its own checkpoints alone",
-    "tis_cap": "actions are sampled by the networks that learn, with the same arithmetic",
+    **dict.fromkeys(("old_logprobs", "tis_cap"), _SAMPLER),
     "bootstrap_cut": "an episode cut by a time limit always bootstraps from V of its last observation",
     "loss_aggregation": "a row is one step, so that both means are the same",
     "reward_scale": "control.normalize_rewards divides rewards by a running deviation",

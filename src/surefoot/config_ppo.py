@@ -23,6 +23,11 @@ class PPOConfig(OptimizerConfig):
     beta_rate: PositiveFloat = Field(10.0, description="alpha of 8.3.4, 1/nat (exponential)")
     beta_horizon: PositiveInt = Field(10_000, description="steps (proportional)")
     target_kl: PositiveFloat | None = Field(None, description="stop the update above 1.5 times this KL(old || new), nats a step")
+    old_logprobs: Literal["recomputed", "sampled"] = Field(
+        "recomputed",
+        description="log pi_old, entropy and V of a rollout: by a forward pass of the trainer, or from the sampler's own states, "
+        "which saves the pass; the first ratio is then 1 up to the sampler's rounding",
+    )
     tis_cap: PositiveFloat | None = Field(
         None, description="weigh a token's advantage by min(pi_old / pi_sampler, this); default: the sampler counts as pi_old"
     )
@@ -165,6 +170,15 @@ class PPOConfig(OptimizerConfig):
             raise ValueError(
                 f"kl_horizon = {self.kl_horizon} is too short for rollouts of {self.rollout_batch_size} answers: one step of the "
                 f"rule could make kl_coef 0. Use {self.rollout_batch_size // 5 + 1} or more."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sampled(self) -> Self:
+        if self.old_logprobs == "sampled" and self.bootstrap_cut:
+            raise ValueError(
+                'bootstrap_cut = true with old_logprobs = "sampled": the sampler makes no state after an answer\'s last token, '
+                'from which V would be read. Use old_logprobs = "recomputed".'
             )
         return self
 

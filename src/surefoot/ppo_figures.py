@@ -121,12 +121,13 @@ class Tally:
 def checked_first_ratio(weights: Iterable[Tensor], seen: Seen, *, half_precision: bool, rounding: float = 0.0) -> float:
     """The largest |log ratio| of a minibatch before the first step, in nats, where pi_theta and pi_old are the same policy.
 
-    Raises: TrainingError where they are not: from 1e-4 on, or from `rounding` (nats) on if that is more; with half-precision
-    weights, or where float32 weights compute in half precision (`half_precision`), from a mean of 0.02 on.
+    Raises: TrainingError where they are not: from 1e-4 on; with half-precision weights, or where float32 weights compute in half
+    precision (`half_precision`), from a mean of 0.02 on; or from `rounding` (nats) on if that is more.
     """
     largest, mean = seen.log_ratios[1], seen.sums[_ABS_LOG_RATIO] / seen.valid_steps
     is_half = half_precision or any(weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
-    figure, allowed = (mean, MEAN_FIRST_LOG_RATIO) if is_half else (largest, max(MAX_FIRST_LOG_RATIO, rounding))
+    figure, least = (mean, MEAN_FIRST_LOG_RATIO) if is_half else (largest, MAX_FIRST_LOG_RATIO)
+    allowed = max(least, rounding)
     if figure >= allowed:
         raise TrainingError(
             f"Before the first step the policy differs from the rollout's: |log ratio| is {largest:.2g} nats at most and "

@@ -52,7 +52,8 @@ class Completions:
     """Sampled answers, padded on the right. The end-of-sequence token counts; `finished` is False where length cut the answer.
 
     `logp_sampler` is the log-probability (nats) under the distribution that was sampled from: after temperature.
-    `version` is the version of the weights that sampled.
+    `version` is the version of the weights that sampled. `states` is what the policy made of the text before each token, where
+    the sampler keeps it (of a language model the final-normed state, [B, T, D]); of masked slots it says nothing.
     """
 
     ids: Int[Tensor, "B T"]
@@ -61,6 +62,7 @@ class Completions:
     finished: Bool[Tensor, " B"]
     text: tuple[str, ...]
     version: int
+    states: Opaque | None = None
 
 
 @dataclass(frozen=True, slots=True)

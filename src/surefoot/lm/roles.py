@@ -97,9 +97,21 @@ class LanguageActorCritic(nn.Module):
 
     def forward(self, states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
-        steps = states.mask.shape[1]
-        policy = states_before(self._hidden(rows, self.policy_adapter, states.begun), lengths, steps)
-        values = self._values(rows, lengths, steps, policy, states.begun)
+        policy = states_before(self._hidden(rows, self.policy_adapter, states.begun), lengths, states.mask.shape[1])
+        return self._evaluation(policy, rows, lengths, states, actions)
+
+    @torch.no_grad()
+    def evaluate_sampled(self, seen: Float[Tensor, "B T D"], states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
+        """`evaluate` from `seen`, the sampler's states before each token: no forward pass of the policy.
+
+        No sampler computes the state after an answer's last token: a head on the policy's states gives the value before it there.
+        """
+        rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
+        return self._evaluation(torch.cat([seen, seen[:, -1:]], dim=1), rows, lengths, states, actions)
+
+    def _evaluation(self, policy: Tensor, rows: Tensor, lengths: Tensor, states: Context, actions: Tensor) -> Evaluation:
+        """From the policy's states before each token and after the last [B, T + 1, D]."""
+        values = self._values(rows, lengths, states.mask.shape[1], policy, states.begun)
         dist = TokenDist(policy[:, :-1], states.mask, self.backbone.head(self.temperature))
         logp, entropy = self._at_mask(dist, actions)
         return Evaluation(logp=logp, values=values[:, :-1], next_values=values[:, 1:], entropy=entropy, dist=dist)

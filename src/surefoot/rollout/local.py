@@ -40,10 +40,13 @@ class LocalEngine:
     """Samples from `backbone` with `adapter` on (None: the bare backbone).
 
     `packs` False decodes through transformers throughout: the obvious path, which any architecture takes that cannot be packed.
+    `keeps_states` hands over the states that chose the tokens.
     """
 
-    def __init__(self, backbone: Backbone, cfg: RolloutConfig, *, adapter: str | None, packs: bool = True) -> None:
-        self.backbone, self.cfg, self.adapter = backbone, cfg, adapter
+    def __init__(
+        self, backbone: Backbone, cfg: RolloutConfig, *, adapter: str | None, packs: bool = True, keeps_states: bool = False
+    ) -> None:
+        self.backbone, self.cfg, self.adapter, self.keeps_states = backbone, cfg, adapter, keeps_states
         self.stop_ids = (*backbone.codec.eos_ids, *_stop_ids(backbone, cfg.stop_token))
         self.version = 0
         self.packs, self._is_known = packs, False
@@ -65,18 +68,22 @@ class LocalEngine:
         ids = torch.full((rows, steps), self.backbone.codec.pad_id)
         logp = torch.zeros((rows, steps))
         mask = torch.zeros((rows, steps), dtype=torch.bool)
-        self._decode(prompts, uniforms, ids, logp, mask)
+        kept = None
+        if self.keeps_states:
+            kept = torch.zeros((rows, steps, self.backbone.width), dtype=self.backbone.model.dtype, device=self.backbone.device)
+        self._decode(prompts, uniforms, ids, logp, mask, kept)
         width = int(mask.sum(1).max())
+        kept = None if kept is None else kept[:, :width]
         ids, logp, mask = ids[:, :width], logp[:, :width], mask[:, :width]
         text = tuple(self.backbone.codec.text(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True))
-        return Completions(ids, mask, logp, finished_rows(ids, mask, self.stop_ids), text, self.version)
+        return Completions(ids, mask, logp, finished_rows(ids, mask, self.stop_ids), text, self.version, kept)
 
     def is_last(self, rows: Int[Tensor, " B"], steps: Int[Tensor, " B"], tokens: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
         """True where an answer ends with the token that was drawn: `tokens` are those of `rows`, after `steps` others."""
         del rows, steps
         return torch.isin(tokens, torch.tensor(self.stop_ids, device=tokens.device))
 
-    def _decode(self, prompts: Prompts, uniforms: Tensor, ids: Tensor, logp: Tensor, mask: Tensor) -> None:
+    def _decode(self, prompts: Prompts, uniforms: Tensor, ids: Tensor, logp: Tensor, mask: Tensor, kept: Tensor | None) -> None:
         """Writes answers to all prompts into the given tensors. `alive` are the rows being written, in the decoder's order."""
         tokens_of = [row[keep].tolist() for row, keep in zip(prompts.ids, prompts.mask, strict=True)]
         # neighbours of like length waste little padding; the longest first, so that no later prompt needs more room
@@ -93,7 +100,10 @@ class LocalEngine:
                 entering, waiting = torch.tensor(waiting[:free]), waiting[free:]
                 states.append(decoder.begin([tokens_of[i] for i in entering]))
                 alive, steps = torch.cat([alive, entering]), torch.cat([steps, torch.zeros_like(entering)])
-            logits = decoder.logits(torch.cat(states), self.cfg.temperature)
+            chose = torch.cat(states)
+            if kept is not None:
+                kept[alive.to(device), steps.to(device)] = chose.to(kept.dtype)
+            logits = decoder.logits(chose, self.cfg.temperature)
             tokens, chosen = draw(logits, uniforms[alive, steps].to(device), top_k=self.cfg.top_k, top_p=self.cfg.top_p)
             chosen = chosen.cpu()
             if bool(chosen.isnan().any()):  # one logit that is not finite makes the whole row NaN

@@ -15,6 +15,7 @@ from torch import Tensor
 from surefoot.config import PPOConfig
 from surefoot.core import gae, kl_estimate, masked_mean, scale_only, tethered_rewards
 from surefoot.diagnostics.drift import drift_metrics
+from surefoot.errors import ConfigError
 from surefoot.lm.logits import TokenDist
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.tokens import Context
@@ -93,7 +94,7 @@ def rollout(
     mask = (completions.mask & valid[:, None]).to(device)
     context = Context(prompts.ids.to(device), prompts.mask.to(device), mask)
     ids, finished = completions.ids.to(device), completions.finished.to(device)
-    seen, begun = _evaluate(policy, context, ids, cfg)
+    seen, begun = _evaluate(policy, context, ids, _sampled_states(completions, cfg), cfg)
     paid = penalised(scores.value.to(device), mask, finished, cfg) / (running.deviation if cfg.reward_scale == "running" else 1.0)
     if cfg.reward_clip is not None:
         paid = paid.clamp(-cfg.reward_clip, cfg.reward_clip)
@@ -119,6 +120,7 @@ def rollout(
         logp_ref=seen.logp_ref if cfg.kl_in == "loss" else None,
         dist_ref=seen.dist_ref,
         weights=weights,
+        logp_rounding=_sampler_rounding(seen.logp, policy, cfg),
         lengths=context.lengths,
     )
     sequence_kl = seen.kl.sum(1)
@@ -171,9 +173,38 @@ def last_steps(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     return mask & ~follows
 
 
+def _sampled_states(completions: Completions, cfg: PPOConfig) -> Tensor | None:
+    """The sampler's states, where the rollout is to be evaluated from them.
+
+    Raises: ConfigError where the sampler kept none.
+    """
+    if cfg.old_logprobs == "recomputed":
+        return None
+    if completions.states is None:
+        raise ConfigError(
+            'ppo.old_logprobs = "sampled": this sampler keeps no states (LocalEngine does with keeps_states=True). '
+            'Use old_logprobs = "recomputed".'
+        )
+    assert isinstance(completions.states, Tensor)  # of a language model
+    return completions.states
+
+
+def _sampler_rounding(logp: Float[Tensor, "B T"], policy: LanguageActorCritic, cfg: PPOConfig) -> Float[Tensor, "B T"] | None:
+    """What the sampler's rounding may do to logp_old, nats: it merges adapters, and in half precision rounds elsewhere."""
+    if cfg.old_logprobs == "recomputed":
+        return None
+    is_half = policy.backbone.autocast is not None or policy.backbone.model.dtype != torch.float32
+    return torch.full_like(logp, 0.2 if is_half else 1e-3)
+
+
 @torch.no_grad()
-def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: PPOConfig) -> tuple[_Seen, Tensor | None]:
-    """What policy and reference say, and the states below every adapter, for the update to go on from."""
+def _evaluate(
+    policy: LanguageActorCritic, context: Context, ids: Tensor, sampled: Tensor | None, cfg: PPOConfig
+) -> tuple[_Seen, Tensor | None]:
+    """What policy and reference say, and the states below every adapter, for the update to go on from.
+
+    The policy says it by the states `sampled` where they are given, else by a forward pass.
+    """
     needs_old = cfg.objective == "penalty" and cfg.beta_estimator == "exact"
     needs_ref = cfg.kl_in == "loss" and cfg.kl_estimator == "exact"
     parts: list[tuple[Tensor, ...]] = []
@@ -185,7 +216,7 @@ def _evaluate(policy: LanguageActorCritic, context: Context, ids: Tensor, cfg: P
     chosen = micro_batches(lengths, cfg)
     for rows in chosen:
         at = policy.begin(context[rows], ids[rows])
-        now = policy.evaluate(at, ids[rows])
+        now = policy.evaluate(at, ids[rows]) if sampled is None else policy.evaluate_sampled(sampled[rows], at, ids[rows])
         assert isinstance(now.dist, TokenDist)  # the policy's own
         logp_ref, dist_ref = policy.reference(at, ids[rows])
         kl = policy.kl(now.dist, dist_ref) if cfg.kl_estimator == "exact" else kl_estimate(now.logp, logp_ref, cfg.kl_estimator)
