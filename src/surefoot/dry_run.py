@@ -53,28 +53,16 @@ def gibibytes(size: int) -> str:
 def sizes(cfg: Config, verb: str) -> list[str]:
     """Updates, minibatches and steps, as far as they follow from the settings alone."""
     match verb:
-        case "ppo" | "demo":
-            ppo = cfg.ppo
-            steps = ppo.num_ppo_epochs * ppo.num_mini_batches
-            rows, most = ppo.rollout_batch_size // ppo.num_mini_batches, ppo.micro_batch_tokens
-            forwards = f"forwards of at most {most} tokens" if most else f"{-(-rows // ppo.micro_batch_size)} forwards"
-            lines = [
-                f"PPO: {ppo.num_updates} updates of {ppo.rollout_batch_size} answers "
-                f"({ppo.rollout_batch_size // ppo.num_samples_per_prompt} prompts x {ppo.num_samples_per_prompt}), "
-                f"{ppo.num_updates * ppo.rollout_batch_size} answers in all",
-                f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, "
-                f"{forwards} each; {ppo.num_updates * steps} optimiser steps in all",
-                f"answers: at most {cfg.rollout.response_length} tokens, decoded {cfg.rollout.batch_size} at once",
-            ]
-            if verb == "demo":
-                lines += [*_epochs("SFT", "sequences", cfg.sft), *_epochs("reward model", "pairs", cfg.reward)]
-            return lines
+        case "ppo":
+            return _ppo_sizes(cfg)
+        case "demo":
+            return [*_ppo_sizes(cfg), *_epochs("SFT", "sequences", cfg.sft), *_epochs("reward model", "pairs", cfg.reward)]
         case "rounds":
             count = cfg.rounds.prompts_per_round
             each = cfg.pairs.max_pairs or f"about {count}"
             return [
                 f"{cfg.rounds.num_rounds} rounds, each with {each} pairs to judge, from answers to {count} prompts",
-                *sizes(cfg, "ppo"),
+                *_ppo_sizes(cfg),
             ]
         case "overoptimize":
             lab, looks = cfg.overoptimize, -(-cfg.ppo.num_updates // cfg.overoptimize.eval_every)
@@ -84,23 +72,14 @@ def sizes(cfg: Config, verb: str) -> list[str]:
                 f"{len(lab.variants)} variants x {lab.num_seeds} seeds of PPO, each with about {looks} looks at "
                 f"{lab.num_prompts} held-out prompts",
                 f"best-of-n: {lab.num_prompts * lab.best_of} answers of the SFT model a seed",
-                *sizes(cfg, "ppo"),
+                *_ppo_sizes(cfg),
             ]
         case "compare":
             return [
                 f"{cfg.evaluate.num_prompts} prompts, one answer of each model, at most {cfg.rollout.response_length} tokens each"
             ]
         case "control":
-            control, epochs = cfg.control, cfg.ppo.num_ppo_epochs
-            parts, updates = control.num_rows // control.batch_size, control.num_updates
-            often = f"every {control.eval_every} updates and at the end" if control.eval_every else "at the end"
-            return [
-                f"PPO: {updates} updates of {control.num_rows} steps ({control.num_envs} environments x {control.num_steps}), "
-                f"{updates * control.num_rows} steps in all",
-                f"PPO: an update has {epochs} epochs x {parts} minibatches of {control.batch_size} steps; "
-                f"{updates * epochs * parts} optimiser steps in all",
-                f"evaluation: {control.eval_episodes} episodes {often}",
-            ]
+            return _control_sizes(cfg)
         case "sft":
             return _epochs("SFT", "sequences", cfg.sft)
         case "reward":
@@ -114,6 +93,34 @@ def sizes(cfg: Config, verb: str) -> list[str]:
             return [f"{answers}, at most {cfg.rollout.response_length} tokens each"]
         case _:
             return []
+
+
+def _ppo_sizes(cfg: Config) -> list[str]:
+    ppo = cfg.ppo
+    steps = ppo.num_ppo_epochs * ppo.num_mini_batches
+    rows, most = ppo.rollout_batch_size // ppo.num_mini_batches, ppo.micro_batch_tokens
+    forwards = f"forwards of at most {most} tokens" if most else f"{-(-rows // ppo.micro_batch_size)} forwards"
+    return [
+        f"PPO: {ppo.num_updates} updates of {ppo.rollout_batch_size} answers "
+        f"({ppo.rollout_batch_size // ppo.num_samples_per_prompt} prompts x {ppo.num_samples_per_prompt}), "
+        f"{ppo.num_updates * ppo.rollout_batch_size} answers in all",
+        f"PPO: an update has {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} rows, "
+        f"{forwards} each; {ppo.num_updates * steps} optimiser steps in all",
+        f"answers: at most {cfg.rollout.response_length} tokens, decoded {cfg.rollout.batch_size} at once",
+    ]
+
+
+def _control_sizes(cfg: Config) -> list[str]:
+    control, epochs = cfg.control, cfg.ppo.num_ppo_epochs
+    parts, updates = control.num_rows // control.batch_size, control.num_updates
+    often = f"every {control.eval_every} updates and at the end" if control.eval_every else "at the end"
+    return [
+        f"PPO: {updates} updates of {control.num_rows} steps ({control.num_envs} environments x {control.num_steps}), "
+        f"{updates * control.num_rows} steps in all",
+        f"PPO: an update has {epochs} epochs x {parts} minibatches of {control.batch_size} steps; "
+        f"{updates * epochs * parts} optimiser steps in all",
+        f"evaluation: {control.eval_episodes} episodes {often}",
+    ]
 
 
 def _epochs(name: str, unit: str, section: SFTConfig | RewardConfig) -> list[str]:
