@@ -56,7 +56,8 @@ class ModelConfig(Section):
         None, description="adapters on the last N blocks only; default: all. Fewer are faster"
     )
     activation_checkpointing: bool = Field(
-        False, description="keep a block's input alone and run the block again in the backward pass: less memory, a third slower"
+        False,
+        description="keep a block's input alone and run the block again in the backward pass: a twentieth of the memory, up to half as slow again",
     )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
