@@ -6,6 +6,7 @@ the only file that asks "which engine?", "which reward?". Objects already loaded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
     if model is None:
         return load_backbone(cfg)
     if isinstance(model, Backbone):
-        return model
+        return replace(model, recompute=model.recompute or cfg.activation_checkpointing)
     loaded, tokenizer = model
     return from_objects(loaded, tokenizer, cfg)
 
@@ -325,8 +326,10 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
     layers = None if verb == "demo" else cfg.model.lora_layers  # the demo's SFT adapts every block
     trained = sizes.total if full else sizes.adapter(cfg.model.lora_rank, layers)
     trained *= cfg.reward.ensemble if verb == "reward" else 1
+    row = 32 + cfg.rollout.response_length
+    rows = min(cfg.ppo.micro_batch_size, cfg.ppo.rollout_batch_size // cfg.ppo.num_mini_batches)
     tokens = {"sft": cfg.sft.micro_batch_size * 256, "reward": 2 * cfg.reward.micro_batch_size * 256}.get(
-        verb, cfg.ppo.micro_batch_tokens or cfg.ppo.micro_batch_size * (32 + cfg.rollout.response_length)
+        verb, rows * row if cfg.ppo.micro_batch_tokens is None else max(cfg.ppo.micro_batch_tokens, row)
     )
     kept = sizes.activations(checkpointing=cfg.model.activation_checkpointing)
     plan = [("backbone", sizes.total * (4 if full else width))]

@@ -57,7 +57,8 @@ class ModelConfig(Section):
     )
     activation_checkpointing: bool = Field(
         False,
-        description="keep a block's input alone and run the block again in the backward pass: a twentieth of the memory, up to half as slow again",
+        description="keep a block's input alone, and run the block again in the backward pass: a twentieth of the activations' "
+        "memory, and up to half as much time again",
     )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")

@@ -226,8 +226,8 @@ def echo() -> Climbed:
 def echoing(settings: Mapping[str, Any] | None = None, *, head: float = 1.0) -> Iterator[tuple[float, float]]:
     """Of each update the share of tokens that are the wanted one, and how far the sampler's log-probs are from the trainer's.
 
-    `settings` win over the rung's own. `head` multiplies the output embedding: one of random weights is too flat for adapters
-    below it, which do not train it.
+    `settings` win over the rung's own. `head` multiplies the output embedding (and with it the input's, which is the same): one
+    of random weights is too flat for adapters below it, which do not train it.
     """
     import torch
 

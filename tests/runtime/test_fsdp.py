@@ -17,7 +17,7 @@ from runtime import two_ranks
 from surefoot.errors import EngineError
 from surefoot.runtime.fsdp import FSDPRuntime
 
-UPDATES = ("clip", "sequence_mean", "llama")
+UPDATES = ("clip", "sequence_mean", "llama", "tokens")
 
 
 @pytest.fixture(scope="module")

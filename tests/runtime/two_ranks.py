@@ -96,6 +96,8 @@ def every_update(runtime: Runtime, wrap: Wrap) -> Iterator[tuple[str, dict[str, 
     llama = LlamaActorCritic()
     batch = llama_rollout(llama)
     yield "llama", *updated(llama, batch, settings(objective="penalty", beta_controller="doubling"), runtime, wrap)
+    llama = LlamaActorCritic()  # ranks whose rows fill unequally many micro-batches run equally many all the same
+    yield "tokens", *updated(llama, llama_rollout(llama), settings(micro_batch_tokens=7), runtime, wrap)
 
 
 def main(folder: Path) -> None:

@@ -60,11 +60,6 @@ class Attribution:
     shares: tuple[float, ...]
     words: tuple[str, ...]
 
-    @property
-    def best(self) -> int:
-        """The place in FEATURES of what explains most; of equals the first."""
-        return max(range(len(FEATURES)), key=lambda i: (self.shares[i], -i))
-
 
 def feature_sums(ids: Tensor, mask: Tensor, finished: Tensor, targets: Tensor) -> FeatureSums:
     """The sums of a rollout's answers: `ids` and `mask` [B, T], `finished` [B], `targets` [B, M].

@@ -14,13 +14,16 @@ NAME = "sdpa_in_float32"
 
 
 def attend_in_float32(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
     """transformers' SDPA of float32 queries, keys and values; the result in the queries' dtype."""
+
+    def widened(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
     with torch.autocast(query.device.type, enabled=False):
-        if mask is not None and mask.is_floating_point():
-            mask = mask.float()
-        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **given)
+        given = {name: widened(x) for name, x in given.items()}
+        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), widened(attention_mask), **given)
     return out.to(query.dtype), None
 
 

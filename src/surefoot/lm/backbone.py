@@ -96,7 +96,7 @@ class Backbone:
         plain.load_state_dict(weights, strict=True)
         plain.generation_config = copy.deepcopy(self.model.generation_config)
         model = plain.to(self.device).eval().requires_grad_(False)
-        return Backbone(model, self.codec, "", self.source, self.autocast)
+        return Backbone(model, self.codec, "", self.source, self.autocast, self.recompute)
 
     def save(self, folder: Path, *, merge: str | None = None) -> None:
         """Writes a folder that AutoModelForCausalLM and AutoTokenizer load, with adapter `merge` merged into the weights."""

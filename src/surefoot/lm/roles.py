@@ -104,7 +104,8 @@ class LanguageActorCritic(nn.Module):
     def evaluate_sampled(self, seen: Float[Tensor, "B T D"], states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
         """`evaluate` from `seen`, the sampler's states before each token: no forward pass of the policy.
 
-        No sampler computes the state after an answer's last token: a head on the policy's states gives the value before it there.
+        A critic of its own (`adapter`, `model`) or of an earlier layer still runs. No sampler computes the state after an
+        answer's last token: what a head on the policy's states says of it means nothing.
         """
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
         return self._evaluation(torch.cat([seen, seen[:, -1:]], dim=1), rows, lengths, states, actions)

@@ -11,7 +11,7 @@ from surefoot.diagnostics.metrics import find_metric
 from surefoot.diagnostics.prompt_shift import FIGURES
 from surefoot.stages.beginning import BASELINE_UPDATES
 
-PATIENCE = 2  # updates in a row before an alarm is raised: one rollout is a small sample
+PATIENCE = 2  # updates in a row before an alarm is raised: one rollout is a small sample; what pays is asked over more
 
 _COMPARED = (
     "response_length/mean",

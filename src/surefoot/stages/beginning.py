@@ -73,7 +73,8 @@ def looked(beginning: Beginning, seen: Rollout, judgements: Mapping[str, Sequenc
         window = [one for one in (*beginning.recent, answers) if one.targets.shape == answers.targets.shape]
         found = attribution(before + reduce(add, window), say)
         metrics |= {f"drift/reward_{name}": share for name, share in zip(FEATURES, found.shares, strict=True)}
-        words |= {f"drift/pays/{name}": what for name, what in zip(FEATURES, found.words, strict=True)}
+        pays = zip(FEATURES, found.words, found.shares, strict=True)
+        words |= {f"drift/pays/{name}": what for name, what, share in pays if share > 0}
         moved = movers(before, answers, say)
         metrics["drift/top_mover"] = max((abs(one.z) for one in moved), default=0.0)
         words["drift/top_movers"] = "; ".join(f"{one.token!r} {one.before:.0%} to {one.now:.0%}" for one in moved)

@@ -22,18 +22,19 @@ def _third(name: str, which: str) -> Metric:
 
 
 _PAYS = "least share that the best such feature explains, at most 1; 0 below a few answers"
-_SPLIT = "the first two updates' answers and this one's, together"
+_SPLIT = "the answers of the first two updates and of the last three, together"
 
 
-def _pays(name: str, title: str, what: str, what_to_do: str) -> Metric:
+def _pays(name: str, title: str, what: str, healthy: str, what_to_do: str) -> Metric:
     return Metric(
         f"drift/reward_{name}",
         title,
         f"How much of the reward's variance {what} explains that the judges do not. {_PAYS.capitalize()}.",
-        "R^2 of R on judges and feature less that on judges; its partial correlation lowered by 4 / sqrt(n - 3 - judges) in z",
+        "R^2 of R on judges and feature less that on judges; its partial correlation lowered by q / sqrt(n - 3 - judges) in z, "
+        "q = 2.3 for length and repetition, about 4 for tokens and places (Bonferroni over as many as there are)",
         _SPLIT,
         "share",
-        "below 0.1 with a judge, below 0.25 without",
+        healthy,
         what_to_do,
     )
 
@@ -133,24 +134,28 @@ DRIFT = (
         "length",
         "Reward and length, beyond judges",
         "the number of an answer's tokens",
+        "below 0.055",
         "High: length is paid; balance lengths in the preferences, or use length_penalty.",
     ),
     _pays(
         "repetition",
         "Reward and repetition, beyond judges",
         "the share of an answer's tokens that stood in it before",
+        "below 0.055",
         "High: repetition is paid; collect preferences against it, raise kl_coef.",
     ),
     _pays(
         "token",
         "Reward and one token, beyond judges",
         "whether, or how often, one token occurs",
+        "below 0.13 with a judge, below 0.25 without",
         "High: drift/pays/token names it; look for it in the preferences, or mend the reward.",
     ),
     _pays(
         "position",
         "Reward and a place, beyond judges",
         "one token in the first or the last place",
+        "below 0.13",
         "High: drift/pays/position names it; look at how answers begin and end in the preferences.",
     ),
     Metric(
@@ -243,7 +248,7 @@ DRIFT = (
     _alarm(
         "reward_token",
         "Alarm: reward and a token",
-        "One token explains more of the reward than alarm_feature, beyond the judges; events.jsonl names it.",
+        "One token explains more of the reward than alarm_feature, beyond the judges, or than alarm_feature_unjudged without.",
         "One token is paid whatever the answer says: look for it in the preferences, mend the reward, or raise kl_coef.",
     ),
     _alarm(

@@ -75,7 +75,7 @@ PPO_HEALTH = (
         "mean of |logp_sampler - logp_old|",
         "valid tokens of the rollout",
         "nats a token",
-        "below 1e-4 in float32, about 0.05 in bfloat16, 0 with ppo.old_logprobs = sampled; no trend",
+        "below 1e-4 in float32, about 0.05 in bfloat16, with ppo.old_logprobs = sampled the rounding of the head alone; no trend",
         "A trend means that sampler and trainer drift apart: weights are not handed over, or caches are stale. "
         "Large by rounding alone: set ppo.tis_cap = 2, or model.dtype = float32.",
     ),

@@ -1,0 +1,57 @@
+"""Half-precision models attend in float32 on a CPU: the same answers as transformers' own, and no trace in what is saved."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surefoot.config import ModelConfig
+from surefoot.lm.attention import NAME, attend_in_float32
+from surefoot.lm.backbone import from_objects
+from surefoot.rollout.plain import PlainDecoder
+from tiny_language import make_backbone, random_rows
+
+
+def test_half_precision_alone_is_widened(model: Any, tokenizer: Any) -> None:
+    def attends(given: torch.dtype, **settings: Any) -> str:
+        cfg = ModelConfig(name="tiny", **settings)
+        return str(from_objects(copy.deepcopy(model).to(given), tokenizer, cfg).model.config._attn_implementation)
+
+    assert attends(torch.bfloat16) == NAME
+    assert attends(torch.float32, tuning="full", dtype="bfloat16") == NAME
+    assert attends(torch.float32) == "sdpa"
+    eager = copy.deepcopy(model).bfloat16()
+    eager.set_attn_implementation("eager")
+    assert from_objects(eager, tokenizer, ModelConfig(name="tiny")).model.config._attn_implementation == "eager"
+
+
+def test_queries_and_keys_are_widened_and_the_result_is_narrowed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, generator=generator).bfloat16() for _ in range(3))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    out, _ = attend_in_float32(torch.nn.Module(), q, k, v, attention_mask=mask, scaling=0.3)
+    exact = torch.softmax((q.double() @ k.double().mT * 0.3).masked_fill(~mask, -torch.inf), -1) @ v.double()
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out.transpose(1, 2), exact.float().bfloat16()), "rounded once, at the end"
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_cached_and_padded_rows_are_those_of_a_forward_pass(model: Any, tokenizer: Any, padded: bool) -> None:
+    """Prompts of unequal length are padded on the left, and then a mask is needed that the registered name must bring along."""
+    backbone = make_backbone(copy.deepcopy(model).bfloat16(), tokenizer)
+    rows = random_rows(backbone, 5, 2 if padded else 6, 6)
+    decoder = PlainDecoder(backbone, None)
+    tokens = torch.tensor([7, 8, 9, 10, 11])
+    with torch.no_grad():
+        decoder.begin(rows)
+        ours = decoder.step(tokens)
+        whole = [torch.tensor([[*row, token]]) for row, token in zip(rows, tokens.tolist(), strict=True)]
+        theirs = torch.stack([backbone.hidden(ids, None)[0, -1] for ids in whole]).float()
+    assert ((ours.float() - theirs).norm(dim=1) / theirs.norm(dim=1)).max() < 0.05
+
+
+def test_what_is_saved_names_no_attention(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    make_backbone(copy.deepcopy(model).bfloat16(), tokenizer).save(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
