@@ -15,6 +15,8 @@ from surefoot.config import PPOConfig
 from surefoot.diagnostics import report
 from surefoot.diagnostics.attribution import FEATURES
 from surefoot.diagnostics.metrics import find_metric
+from surefoot.diagnostics.run_view import read_report_view
+from surefoot.diagnostics.summaries import alarm_sentences
 from surefoot.errors import ConfigError, TrainingError
 from surefoot.preferences import PreferenceStore
 from surefoot.runs import read_jsonl
@@ -168,6 +170,9 @@ def test_a_reward_that_pays_for_length_is_named_once_as_an_event_and_in_every_li
     told = [message for message in events(tmp_path / "run") if message.startswith("reward_length alarm at update")]
     assert len(told) == 1
     assert "at update 4: the reward pays for length, which explains" in told[0] and "length_penalty" in told[0]
+    (seen,) = read_report_view(tmp_path / "run").stages
+    (sentence,) = [one for one in alarm_sentences(seen) if "reward and length" in one]
+    assert sentence.startswith("Alarm: reward and length, in 3 updates from 4 to 6: the reward pays for length.")
 
 
 def test_alarms_stop_the_run_before_the_save_and_off_records_none(model: Any, tokenizer: Any, tmp_path: Path) -> None:
