@@ -213,7 +213,8 @@ def _finding(name: str, ways: Ways, found: Fit | None, seen: Turn, main: str) ->
     """What happened to the main judge of one variant, in a sentence or two."""
     curve, proxy = ways.ppo[main], ways.ppo[PROXY].gain.mean(1)
     kl, gain = curve.kl.mean(1), curve.gain.mean(1)
-    end, last = f"KL {kl[-1]:.1f}", gain[-1]
+    further = f" ({kl.max():.1f} on the way)" if kl.max() > 1.1 * kl[-1] else ""
+    end, last = f"KL {kl[-1]:.1f}{further}", gain[-1]
     if seen.fall.low <= 0:
         if seen.rise.low <= 0:
             return Finding("note", f"{name}: {main} did not move beyond chance up to {end}; the reward ends at {proxy[-1]:+.2f}.")
