@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from surefoot.build import backbone_of
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
 from surefoot.lm.backbone import Backbone
@@ -83,3 +84,11 @@ def test_a_decoder_without_a_list_of_blocks_is_refused(backbone: Backbone) -> No
     decoder._modules = {name: child for name, child in decoder._modules.items() if name != "layers"}
     with pytest.raises(ModelError, match="no single list of blocks"), recomputing(decoder, lambda _block: torch.no_grad()):
         pass
+
+
+def test_a_backbone_that_is_handed_on_keeps_the_setting(model: Any, tokenizer: Any) -> None:
+    on, off = (ModelConfig(name="tiny", activation_checkpointing=flag) for flag in (True, False))
+    backbone = make_backbone(model, tokenizer, on)
+    assert backbone.merged(None).recompute and backbone.trainable_copy().recompute
+    plain = make_backbone(model, tokenizer, off)
+    assert not plain.recompute and backbone_of(plain, on).recompute and not backbone_of(plain, off).recompute
