@@ -85,7 +85,7 @@ def main() -> int:
 def point(work: Work, shape: Shape, asked: argparse.Namespace) -> dict[str, Any]:
     """Medians of one iteration's stages, and the peak of memory beyond the loaded model."""
     facts = {"work": asdict(work), "tuning": asked.tuning, "dtype": asked.dtype, "lora_layers": None}
-    facts |= {"threads": asked.threads, "device": asked.device, "reward_layer": None}
+    facts |= {"old_logprobs": "recomputed", "threads": asked.threads, "device": asked.device, "reward_layer": None}
     with tempfile.TemporaryDirectory() as folder:
         save_made(shape, Path(folder), getattr(torch, asked.dtype))
         side = Side("scaling", [sys.executable, "-m", "ppo_iteration_parts.ours"], facts | {"model": folder})

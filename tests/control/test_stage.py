@@ -156,6 +156,7 @@ def test_a_setting_that_does_nothing_in_control_is_refused_with_the_reason(name:
     other = {"kl_estimator": "k3", "critic": "shared", "reward_scale": "running", "loss_aggregation": "sequence_mean"}
     other |= {
         "kl_controller": "doubling",
+        "old_logprobs": "sampled",
         "kl_in": "loss",
         "kl_direction": "sft_policy",
         "rollout_batch_size": 128,
