@@ -84,6 +84,21 @@ def test_a_plan_counts_the_adapters_that_are_there():
     assert trained("reward", lora_rank=4) is None  # a head reads frozen states
 
 
+def test_a_plan_follows_the_micro_batch_and_the_checkpointing():
+    from surefoot.build import memory_plan
+
+    def kept(checkpointing=False, **ppo):
+        sizes = {"rollout_batch_size": 8, "num_mini_batches": 2, "micro_batch_size": 2, **ppo}
+        given = {"model": {"name": "tiny", "activation_checkpointing": checkpointing}, "rollout": {"response_length": 18}}
+        return dict(memory_plan(Config.model_validate({**given, "ppo": sizes}), "ppo"))["activations of a micro-batch"]
+
+    two_rows = kept()
+    assert kept(micro_batch_size=16) == 2 * two_rows  # a minibatch has four rows: no forward has more
+    assert kept(micro_batch_tokens=150) == two_rows * 150 // 100  # a row is 32 + 18 tokens
+    assert kept(micro_batch_tokens=1) == two_rows // 2  # a row that is longer stands alone
+    assert 0 < kept(checkpointing=True) < two_rows  # two blocks: the inputs of both, and all of one
+
+
 def test_bytes_are_said_in_the_unit_that_reads_best():
     assert [gibibytes(size) for size in (0, 2**20, 2**29 - 2**20, 2**29, 3 * 2**30)] == [
         "0.0 MiB",

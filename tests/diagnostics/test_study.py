@@ -68,6 +68,15 @@ def test_a_judge_that_goes_on_rising_is_no_fall() -> None:
     assert level == "good" and said.startswith("free: no fall of gold seen up to KL 25.0, where it ends at ")
 
 
+def test_a_run_that_came_back_says_how_far_it_had_gone() -> None:
+    seed = seed_of(0, free=(CLIMB, PAID))
+    own = seed["variants"]["free"]
+    own["kl"][-1] = [16.0] * PROMPTS
+    own["kl"][-2] = [25.0] * PROMPTS
+    (free,) = analysed(study(seed), 300)["variants"]
+    assert "no fall of gold seen up to KL 16.0 (25.0 on the way), where it ends at " in free["sentence"]
+
+
 def test_a_judge_that_does_not_move_is_said_not_to() -> None:
     level, said = sentence(FLAT, PAID)
     assert level == "note" and "gold did not move beyond chance up to KL 25.0" in said
