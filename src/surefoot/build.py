@@ -333,16 +333,15 @@ def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:
     )
     kept = sizes.activations(checkpointing=cfg.model.activation_checkpointing)
     plan = [("backbone", sizes.total * (4 if full else width))]
-    if verb in ("sft", "ppo", "demo", "rounds", "overoptimize") or (
-        verb == "reward" and cfg.reward.method != "head"
-    ):  # a head reads frozen states
+    runs_ppo = verb in ("ppo", "demo", "rounds", "overoptimize")
+    if runs_ppo or verb == "sft" or (verb == "reward" and cfg.reward.method != "head"):  # a head reads frozen states
         plan += [("trained weights' gradients and Adam moments", trained * (12 if full else 16))]
         plan += [("activations of a micro-batch", tokens * kept * width)]
-    if verb in ("ppo", "demo", "rounds", "overoptimize") and full:
+    if runs_ppo and full:
         plan += [("frozen reference", sizes.total * 4)]
-    if verb in ("ppo", "demo", "rounds", "overoptimize") and cfg.ppo.critic == "model":
+    if runs_ppo and cfg.ppo.critic == "model":
         plan += [("critic model with gradients and moments", sizes.total * 16)]
-    if verb in ("ppo", "demo", "rounds", "overoptimize", "pairs", "evaluate", "compare"):
+    if runs_ppo or verb in ("pairs", "evaluate", "compare"):
         plan += [("key-value cache", cfg.rollout.batch_size * (32 + cfg.rollout.response_length) * sizes.cache_per_token * width)]
         plan += [("weights packed for sampling", sizes.total * width)]
     if verb in ("evaluate", "compare"):
