@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decode_parts.work import Decoding
 from surefoot.config import ModelConfig, RolloutConfig
-from surefoot.launch import set_threads
+from surefoot.launch import keep_freed_memory, set_threads
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import load_backbone
 from surefoot.lm.tokens import pad_left
@@ -32,6 +32,7 @@ class GivenLengths(LocalEngine):
 def main() -> None:
     asked = json.loads(sys.argv[1])
     set_threads(asked["threads"])
+    keep_freed_memory()
     cfg = ModelConfig(name=asked["model"], dtype=asked["dtype"])
     backbone = load_backbone(cfg, asked["device"])
     if asked["lora"]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ppo_iteration_parts.work import Work
 from surefoot.config import Config
-from surefoot.launch import set_threads
+from surefoot.launch import keep_freed_memory, set_threads
 from surefoot.lm.backbone import load_backbone, resolve
 from surefoot.lm.batches import PromptSet
 from surefoot.lm.data import PromptRow
@@ -54,6 +54,7 @@ class Split:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     set_threads(asked["threads"])
+    keep_freed_memory()
     work = Work(**asked["work"])
     full = asked["tuning"] == "full"
     cfg = Config.model_validate(

@@ -1,8 +1,10 @@
-"""Threads are settled before anything computes, and a start in several processes is refused."""
+"""Threads and memory are settled before anything computes, and a start in several processes is refused."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +65,38 @@ def test_a_start_in_several_processes_is_refused_before_anything_runs(monkeypatc
     ):
         launch.single(Config(), lambda: seen.append(1))
     assert seen == []
+
+
+FAULTS = """
+import resource, sys, torch
+from surefoot import launch
+kept = launch.keep_freed_memory() if sys.argv[1] == "keep" else None
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):  # as updates do: large blocks, then none
+        blocks = [torch.ones(1 << 24) for _ in range(2)]  # 64 MiB each
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_memory_that_tensors_leave_is_not_asked_for_again():
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+
+    def faults(word: str) -> list[str]:
+        command = [sys.executable, "-c", FAULTS, word]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+
+    (kept, few), (_, many) = faults("keep"), faults("as it is")
+    assert kept == "True"
+    assert int(few) < 0.01 * int(many)
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_users_own_settings_of_malloc_win(name, monkeypatch):
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: pytest.fail("malloc was set"))
+    monkeypatch.setenv(name, "1")
+    assert launch.keep_freed_memory() is False
