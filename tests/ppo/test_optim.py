@@ -72,3 +72,24 @@ def test_a_weight_that_both_name_is_refused() -> None:
     policy.named_critic_parameters = policy.named_parameters  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="name the same weight"):
         make_optimizer(policy, PPOConfig())
+
+
+def test_steps_are_those_of_torchs_own_adamw() -> None:
+    torch.manual_seed(0)
+    ours, theirs = TokenActorCritic(), TokenActorCritic()
+    theirs.load_state_dict(ours.state_dict())
+    cfg = PPOConfig(learning_rate=0.01, critic_learning_rate=0.02, weight_decay=0.1)
+    optimizer = make_optimizer(ours, cfg)
+    plain = torch.optim.AdamW([{"params": [p], "lr": 0.01} for p in theirs.parameters()], weight_decay=0.1, fused=False)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for group, weight in zip(plain.param_groups, ours.parameters(), strict=True):
+        group["lr"] = rates[id(weight)]
+    for _ in range(5):
+        for weight, twin in zip(ours.parameters(), theirs.parameters(), strict=True):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        optimizer.step()
+        plain.step()
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for weight, twin in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight, twin, rtol=1e-6, atol=1e-7)

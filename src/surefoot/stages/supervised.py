@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surefoot.config import RewardConfig, SFTConfig
 from surefoot.errors import TrainingError
 from surefoot.faults import fault_point
-from surefoot.optim import lr_share
+from surefoot.optim import adamw, lr_share
 from surefoot.runs import RunFolder, State, flatten_optimizer, restore_optimizer
 
 MAX_SKIPPED_STEPS = 5  # non-finite steps in a row before the run stops
@@ -66,7 +66,7 @@ def fit(
     With a folder it resumes, saves and heeds signals.
     """
     names, weights = [name for name, _ in parameters], [p for _, p in parameters]
-    optimizer = torch.optim.AdamW(weights, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    optimizer = adamw(weights, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     total, done, skipped = total_steps(len(task), cfg), 0, 0
     if folder is not None and (state := folder.restore()) is not None:
         _load(state, parameters, optimizer, names)
