@@ -76,8 +76,7 @@ def test_a_weight_that_both_name_is_refused() -> None:
 
 def test_steps_are_those_of_torchs_own_adamw() -> None:
     torch.manual_seed(0)
-    ours, theirs = TokenActorCritic(), TokenActorCritic()
-    theirs.load_state_dict(ours.state_dict())
+    ours, theirs = TokenActorCritic(3, 4), TokenActorCritic(3, 4)
     cfg = PPOConfig(learning_rate=0.01, critic_learning_rate=0.02, weight_decay=0.1)
     optimizer = make_optimizer(ours, cfg)
     plain = torch.optim.AdamW([{"params": [p], "lr": 0.01} for p in theirs.parameters()], weight_decay=0.1, fused=False)
