@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForSequenceClassification
 
 from surefoot.api import PPORun, RewardRun
 from surefoot.config import ModelConfig, RewardConfig, RewardSourceConfig
 from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.rewards.ensemble import EnsembleReward, combined, load_reward
-from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel
+from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel, load_reward_model, read_facts
 from surefoot.stages.reward_ensemble import EnsembleTask
 from surefoot.types import Completions, Prompts
 from tiny_language import TEXTS, make_completions, make_model, make_prompts, make_tokenizer
@@ -155,6 +156,26 @@ def test_disagreement_is_a_metric_of_every_rollout(base: str, tmp_path: Path) ->
         assert torch.allclose(step.rollout.scores.value, each.mean(0) - 2 * each.std(0, correction=0), atol=1e-5)
         assert step.metrics["rewards/disagreement/mean"] == pytest.approx(each.std(0, correction=0).mean().item(), abs=1e-5)
         assert step.metrics["rewards/disagreement/mean"] > 0
+
+
+def test_the_folder_of_heads_on_the_same_states_is_their_mean_as_one_model(base: str, tmp_path: Path) -> None:
+    trained(base, ensemble=3).save(tmp_path)
+    backbone = loaded(base)
+    prompts, completions = answers(backbone)
+    ensemble = load_reward(tmp_path, backbone, RewardSourceConfig(source="it"), may_share=True)
+    alone = load_reward_model(tmp_path, loaded(base), 8, may_share=False)
+    assert isinstance(ensemble, EnsembleReward) and isinstance(alone, SeparateRewardModel)
+    assert torch.allclose(alone.score(prompts, completions).value, ensemble.score(prompts, completions).value, atol=1e-4)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([backbone.codec.prompt_ids(f"the {NOUNS[0]}") + backbone.codec.completion_ids(GOOD[0])])
+    assert model(ids).logits.item() - read_facts(tmp_path).mean == pytest.approx(
+        ensemble.score(prompts, completions).value[0].item(), abs=1e-4
+    )
+
+
+def test_members_at_different_layers_have_no_mean_that_is_one_model(base: str, tmp_path: Path) -> None:
+    trained(base, ensemble=2, ensemble_layers=(1, 2), num_epochs=1).save(tmp_path)
+    assert not (tmp_path / "config.json").exists() and (tmp_path / "member-2/config.json").exists()
 
 
 def test_a_rule_for_members_needs_members_and_a_damaged_ensemble_is_named(base: str, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Several reward models as one (Coste et al. 2023): they agree where they were taught, and less where the policy wanders off.
 
-A folder of an ensemble holds `ensemble.json` and member-1, member-2, ...: each a reward model that loads on its own. Scores are
-normalised by each member's own mean and deviation before they are put together: the ranking loss leaves a score's zero open.
+A folder of an ensemble holds `ensemble.json` and member-1, member-2, ...: each a reward model that loads on its own. Where members
+are heads on the same states, the folder itself is one too, their mean. Scores are normalised by each member's own mean and
+deviation before they are put together: the ranking loss leaves a score's zero open.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,14 +96,31 @@ def _alike(one: SharedRewardModel, other: SharedRewardModel) -> bool:
     return a.backbone is b.backbone and a.adapter == b.adapter and a.layer == b.layer
 
 
+def mean_head(scorers: Sequence[RewardScorer], facts: Sequence[RewardFacts]) -> tuple[RewardScorer, RewardFacts] | None:
+    """The mean of members' normalised scores as one head: each is linear in the same states.
+
+    None where members read other states: another layer, an adapter of their own.
+    """
+    first = scorers[0]
+    if any(other.backbone is not first.backbone or other.adapter or other.layer != first.layer for other in scorers):
+        return None
+    head = RewardScorer(first.backbone, layer=first.layer, adapter=None, seed=0)
+    weights = [scorer.weight / own.deviation for scorer, own in zip(scorers, facts, strict=True)]
+    head.score.weight.data.copy_(torch.stack(weights).mean(0))
+    mean = sum(own.mean / own.deviation for own in facts) / len(facts)
+    return head, replace(facts[0], mean=mean, deviation=1.0)
+
+
 def save_ensemble(scorers: Sequence[RewardScorer], facts: Sequence[RewardFacts], folder: Path) -> None:
-    """One reward model as it is; several as members, each of which AutoModelForSequenceClassification loads."""
+    """One reward model as it is; several as members, each of which AutoModelForSequenceClassification loads, and their mean."""
     if len(scorers) == 1:
         save_reward_model(scorers[0], facts[0], folder)
         return
     names = [f"member-{i + 1}" for i in range(len(scorers))]
     for name, scorer, own in zip(names, scorers, facts, strict=True):
         save_reward_model(scorer, own, folder / name)
+    if (mean := mean_head(scorers, facts)) is not None:
+        save_reward_model(*mean, folder)
     (folder / FILE).write_text(json.dumps({"members": names}, indent=2) + "\n", encoding="utf-8")
 
 
