@@ -7,7 +7,7 @@ Reading YAML and dotted overrides is `config_file.py`; turning a config into obj
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from pydantic import NonNegativeInt as ZeroOrMoreInt
@@ -16,6 +16,7 @@ from surefoot.config_base import OptimizerConfig, Rule, Section, Share
 from surefoot.config_lab import OveroptimizeConfig
 from surefoot.config_ppo import PPOConfig
 from surefoot.config_reward import RewardConfig, RewardSourceConfig, is_url
+from surefoot.launch import multiplies_bfloat16
 
 __all__ = [
     "UNREAD_IN_CONTROL",
@@ -43,8 +44,10 @@ class ModelConfig(Section):
     name: str = Field(
         "embedded", description="embedded (SmolLM2-135M-Instruct), tiny (made on the spot), a folder, or a hub name"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of frozen weights; what is trained keeps float32 masters"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="dtype of frozen weights; what is trained keeps float32 masters. auto: bfloat16 where the device has "
+        "instructions for it, else float32",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: one GPU (docs/performance.md says what is tested of it)")
     tuning: Literal["lora", "full"] = Field(
@@ -62,6 +65,14 @@ class ModelConfig(Section):
     )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_dtype(cls, given: Any) -> Any:
+        """What auto is on this machine, so that a run's folder says what it computed in."""
+        if not isinstance(given, dict) or given.get("dtype") != "auto":
+            return given
+        return {**given, "dtype": "bfloat16" if multiplies_bfloat16(given.get("device", "cpu")) else "float32"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

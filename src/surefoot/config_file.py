@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from surefoot.config import UNREAD_IN_CONTROL, Config
+from surefoot.config import UNREAD_IN_CONTROL, Config, RewardSourceConfig
 from surefoot.config_names import allowed, fields, item_type, kinds, listing, members, nearest, sections, shown
 from surefoot.config_yaml import Setting, parse_value, read_settings, settings_of
 from surefoot.errors import ConfigError
@@ -32,7 +32,7 @@ VERB_SECTIONS = {
     "ppo": ("model", "data", "rollout", "ppo", "reward_source"),
     "evaluate": ("model", "data", "rollout", "evaluate", "reward_source"),
     "chat": ("model", "rollout"),
-    "demo": ("model", "sft", "reward", "rollout", "ppo", "evaluate"),  # brings its own data and trains its own reward model
+    "demo": ("model", "sft", "reward", "reward_source", "rollout", "ppo", "evaluate"),  # brings its own data
     "rounds": ("model", "data", "sft", "pairs", "reward", "rollout", "ppo", "evaluate", "reward_source", "rounds"),
     "compare": ("model", "data", "rollout", "evaluate"),
     "overoptimize": ("model", "data", "sft", "reward", "reward_source", "rollout", "ppo", "evaluate", "overoptimize"),
@@ -57,6 +57,11 @@ _TWO_WORDS = "the two models are the words after compare"
 VERB_UNREAD = {
     "control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()},
     "chat": {"report_to": "a talk records no metrics"},
+    "demo": {
+        f"reward_source.{name}": "the demo's own reward model pays"
+        for name in RewardSourceConfig.model_fields
+        if name not in ("ensemble", "ensemble_k", "batch_size")
+    },
     "rounds": {
         "pairs.models": "the policy of the last round answers",
         "pairs.annotator": "rounds.annotator says who votes",
@@ -101,7 +106,13 @@ def load_config(
     _refuse_unknown([setting for layer in layers for setting in layer], verb, options)
     settings = {setting.path: setting for layer in layers for setting in layer}
     _refuse_unread(list(settings.values()), verb)
-    return _validate(settings)
+    cfg = _validate(settings)
+    if verb in ("demo", "rounds") and cfg.reward.ensemble == 1 and cfg.reward_source.ensemble != "mean":
+        raise ConfigError(
+            f"reward_source.ensemble = {cfg.reward_source.ensemble} has no effect on one reward model. Set reward.ensemble = 4, "
+            "or reward_source.ensemble = mean."
+        )
+    return cfg
 
 
 def changed(cfg: Config, words: Sequence[str], *, verb: str, where: str) -> Config:

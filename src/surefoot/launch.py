@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from surefoot.config import Config
 
 QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+CPU_FILE = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86's "flags" and of Arm's "Features"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 
 
@@ -73,3 +75,16 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether `device` has instructions for bfloat16; without them a CPU is slower in it than in float32.
+
+    GPUs have had them since 2020.
+    """
+    if device != "cpu":
+        return True
+    try:
+        return not BF16_FLAGS.isdisjoint(CPU_FILE.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:  # another system than Linux
+        return False

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from surefoot import launch
-from surefoot.config import Config
+from surefoot.config import Config, ModelConfig
 from surefoot.errors import ConfigError
 
 
@@ -100,3 +100,15 @@ def test_the_users_own_settings_of_malloc_win(name, monkeypatch):
     monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: pytest.fail("malloc was set"))
     monkeypatch.setenv(name, "1")
     assert launch.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    "flags, native", [("fma avx2 avx512_bf16 avx512vl", True), ("amx_bf16", True), ("asimd bf16", True), ("avx2 xbf16", False)]
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(flags, native, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CPU_FILE", tmp_path / "cpuinfo")
+    assert ModelConfig(dtype="auto").dtype == "float32"  # nothing is known of the CPU
+    assert ModelConfig(dtype="auto", device="cuda").dtype == "bfloat16"
+    (tmp_path / "cpuinfo").write_text(f"model name\t: some CPU\nflags\t\t: {flags}\n", encoding="utf-8")
+    assert ModelConfig(dtype="auto").dtype == ("bfloat16" if native else "float32")
+    assert ModelConfig().dtype == "float32"

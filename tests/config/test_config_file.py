@@ -286,3 +286,13 @@ def read(text: str) -> Config:
         home = nested.setdefault(setting.path[0], {}) if len(setting.path) == 2 else nested
         home[setting.path[-1]] = value  # type: ignore[index]
     return Config.model_validate(nested)
+
+
+def test_a_rule_for_members_without_members_is_refused_before_anything_is_trained():
+    for verb, preset in (("demo", "tiny"), ("rounds", "tiny")):
+        with pytest.raises(ConfigError, match=r"reward_source\.ensemble = min has no effect on one reward model\. Set reward"):
+            load_config(None, ["--reward_source.ensemble=min"], verb=verb, preset=preset)
+    words = ["--reward_source.ensemble=min", "--reward.ensemble=2", "--reward.method=head"]
+    assert load_config(None, words, verb="demo", preset="tiny").reward_source.ensemble == "min"
+    with pytest.raises(ConfigError, match=r"no effect in surefoot demo: the demo's own reward model pays"):
+        load_config(None, ["--reward_source.source=len"], verb="demo", preset="tiny")

@@ -1,8 +1,8 @@
 """Several reward models as one (Coste et al. 2023): they agree where they were taught, and less where the policy wanders off.
 
-A folder of an ensemble holds `ensemble.json` and member-1, member-2, ...: each a reward model that loads on its own. Where members
-are heads on the same states, the folder itself is one too, their mean. Scores are normalised by each member's own mean and
-deviation before they are put together: the ranking loss leaves a score's zero open.
+A folder of an ensemble holds `ensemble.json` and member-1, member-2, ...: each a reward model that loads on its own. Where
+members are heads on the same states, the folder itself is one too, their mean. Scores are normalised by each member's own mean
+and deviation before they are put together: the ranking loss leaves a score's zero open.
 """
 
 from __future__ import annotations
