@@ -48,6 +48,7 @@ TABLE: dict[str, tuple[str, str]] = {
 FURTHER: dict[str, tuple[str, str]] = {
     "__init__": ("", ""),
     "__main__": ("cli", ""),
+    "cli_run": ("config stages launch", "typer"),
     "cli_store": ("config", "typer"),
     "cli_words": ("", ""),
     "faults": ("", ""),
@@ -87,15 +88,18 @@ BESIDES: dict[str, str] = {
     "lm": "embedded content",  # the embedded default is one of its backbones
     "preferences": "content intervals",
     "diagnostics": "intervals",
-    "cli": "cli_store cli_words config_file config_names doctor dry_run interchange progress",
+    "config": "launch",  # what this machine has instructions for
+    "cli": "cli_run cli_store cli_words config_file config_names doctor interchange progress",
+    "cli_run": "cli_words config_file dry_run progress",
 }
 OPEN_TO_ALL = ("errors", "faults", "numpy")
 CLOSED = ("core", "types")  # to which even these are not open
-ANYTHING_IN_A_FUNCTION = ("cli", "cli_store", "doctor", "dry_run")
+ANYTHING_IN_A_FUNCTION = ("cli", "cli_run", "cli_store", "doctor", "dry_run")
 WITHOUT_TORCH = (
     "__init__",
     "__main__",
     "cli",
+    "cli_run",
     "config",
     "config_file",
     "content",

@@ -1,40 +1,24 @@
 """The verbs. Each turns words into a configuration and a run folder and hands both to its stage.
 
-Parts are imported inside functions, so that `--help` answers without torch.
+Starting a verb is `cli_run.py`. Parts are imported inside functions, so that `--help` answers without torch.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from surefoot import __version__, cli_store
+from surefoot import __version__, cli_run, cli_store
 from surefoot.cli_words import env_words, split_words
 from surefoot.errors import ConfigError, DataError, Interrupted, SurefootError
 
-if TYPE_CHECKING:
-    from surefoot.config import Config
-
 USAGE_STATUS = 2
 TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
-
-STAGES = {
-    "demo": "surefoot.stages.demo",
-    "sft": "surefoot.stages.sft",
-    "pairs": "surefoot.stages.pairs",
-    "reward": "surefoot.stages.reward",
-    "ppo": "surefoot.stages.ppo_lm",
-    "control": "surefoot.stages.ppo_control",
-    "evaluate": "surefoot.stages.evaluate",
-    "rounds": "surefoot.stages.rounds",
-    "compare": "surefoot.stages.compare",
-    "overoptimize": "surefoot.stages.overoptimize",
-}
 
 SETTINGS_HELP = (
     "A YAML file, and settings that win over it, each with its section: --ppo.cliprange 0.1 or --ppo.cliprange=0.1. "
@@ -49,14 +33,6 @@ app = typer.Typer(
 )
 
 FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
-OPTIONS = ("out", "resume", "dry-run", "help")
-VERB_OPTIONS = {
-    "demo": ("preset",),
-    "control": ("record", "seeds"),
-    "rounds": ("preset", "wait"),
-    "overoptimize": ("preset",),
-    "compare": ("people", "store", "wait"),
-}
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="RUN.yaml --SECTION.SETTING VALUE", help=SETTINGS_HELP, show_default=False)
@@ -66,8 +42,6 @@ Resume = Annotated[
     Literal["auto", "never"], typer.Option(help="auto: go on from the newest checkpoint; never: refuse a used folder.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print resolved settings, sizes and memory plan. Writes nothing.")]
-
-
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until people have voted, in place of stopping with status 75.")]
 
 
@@ -95,31 +69,31 @@ def demo(
     dry_run: DryRun = False,
 ) -> None:
     """The whole loop on a real model and human ratings: SFT, reward model, PPO, report."""
-    _train("demo", words, out, resume, dry_run, preset=preset)
+    cli_run.train("demo", words, out, resume, dry_run, preset=preset)
 
 
 @app.command(context_settings=FORWARD)
 def sft(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """Supervised fine-tuning on completions, conversations or plain text."""
-    _train("sft", words, out, resume, dry_run)
+    cli_run.train("sft", words, out, resume, dry_run)
 
 
 @app.command(context_settings=FORWARD)
 def pairs(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """Two or more answers to each prompt, into a preference store."""
-    _train("pairs", words, out, resume, dry_run)
+    cli_run.train("pairs", words, out, resume, dry_run)
 
 
 @app.command(context_settings=FORWARD)
 def reward(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """A reward model from preferences."""
-    _train("reward", words, out, resume, dry_run)
+    cli_run.train("reward", words, out, resume, dry_run)
 
 
 @app.command(context_settings=FORWARD)
 def ppo(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """PPO-Clip, PPO-Penalty or plain policy gradient, tethered to the SFT model."""
-    _train("ppo", words, out, resume, dry_run)
+    cli_run.train("ppo", words, out, resume, dry_run)
 
 
 @app.command(context_settings=FORWARD)
@@ -138,19 +112,19 @@ def control(
 ) -> None:
     """The same PPO in a Gymnasium environment: surefoot control CartPole-v1."""
     named = env_words(words or [])
-    cfg, path = _settled("control", [*named, *(["--control.record=true"] if record else [])], out, preset="default")
+    cfg, path = cli_run.settled("control", [*named, *(["--control.record=true"] if record else [])], out, preset="default")
     if dry_run:
-        _describe(cfg, "control", path, seeds or 1)
+        cli_run.describe(cfg, "control", path, seeds or 1)
     elif seeds is None:
-        _start(cfg, lambda: _run_stage("control", cfg, path, resume))
+        cli_run.start(cfg, lambda: cli_run.run_stage("control", cfg, path, resume))
     else:
-        _start(cfg, lambda: _run_seeds(cfg, seeds, path, resume))
+        cli_run.start(cfg, lambda: cli_run.run_seeds(cfg, seeds, path, resume))
 
 
 @app.command(context_settings=FORWARD)
 def evaluate(words: Words = None, out: Out = None, resume: Resume = "auto", dry_run: DryRun = False) -> None:
     """Win rate, KL, length and diversity on held-out prompts, by judges that were never trained on."""
-    _train("evaluate", words, out, resume, dry_run)
+    cli_run.train("evaluate", words, out, resume, dry_run)
 
 
 @app.command(context_settings=FORWARD)
@@ -166,7 +140,7 @@ def rounds(
     dry_run: DryRun = False,
 ) -> None:
     """Rounds: the policy's answers are judged, the reward model learns from all votes so far, PPO goes on."""
-    _train("rounds", words, out, resume, dry_run, preset=preset, wait=wait)
+    cli_run.train("rounds", words, out, resume, dry_run, preset=preset, wait=wait)
 
 
 @app.command(context_settings=FORWARD)
@@ -181,7 +155,7 @@ def overoptimize(
     dry_run: DryRun = False,
 ) -> None:
     """How far a reward model can be optimised before judges fall: PPO and best-of-n over sqrt(KL), laws fitted, where to stop."""
-    _train("overoptimize", words, out, resume, dry_run, preset=preset)
+    cli_run.train("overoptimize", words, out, resume, dry_run, preset=preset)
 
 
 @app.command(context_settings=FORWARD)
@@ -203,12 +177,12 @@ def compare(
     """Two models' answers to held-out prompts, by named judges or by people: win rate with interval."""
     if (store is not None or wait) and not people:
         raise ConfigError("command line: --store and --wait have no effect without --people.")
-    cfg, path = _settled("compare", words or [], out, None)
+    cfg, path = cli_run.settled("compare", words or [], out, None)
     cfg = importlib.import_module("surefoot.stages.names").between(cfg, a, b)
     if dry_run:
-        _describe(cfg, "compare", path)
+        cli_run.describe(cfg, "compare", path)
     else:
-        _start(cfg, lambda: _run_stage("compare", cfg, path, resume, people=people, store=store, wait=wait))
+        cli_run.start(cfg, lambda: cli_run.run_stage("compare", cfg, path, resume, people=people, store=store, wait=wait))
 
 
 @app.command()
@@ -238,7 +212,7 @@ def chat(
     path, overrides = split_words(words or [])
     if any(word.partition("=")[0] == "--model.name" for word in overrides):
         raise ConfigError("command line: --model.name is given, but chat takes the model as its first word.")
-    cfg = _load("chat", path, overrides)
+    cfg = cli_run.load("chat", path, overrides)
     importlib.import_module("surefoot.stages.chat").run(model, cfg)
 
 
@@ -288,77 +262,3 @@ def run(arguments: Sequence[str]) -> int:
 def _complain(name: str, message: str) -> None:
     for line in message.splitlines() or [""]:
         print(f"{name}: {line}", file=sys.stderr)
-
-
-def _load(verb: str, path: Path | None, overrides: Sequence[str], preset: str | None = None) -> Config:
-    from surefoot.config_file import load_config
-
-    options = (*OPTIONS, *VERB_OPTIONS.get(verb, ()))
-    return load_config(path, overrides, verb=verb, preset=preset, options=options)
-
-
-def _train(
-    verb: str,
-    words: Sequence[str] | None,
-    out: Path | None,
-    resume: Literal["auto", "never"],
-    dry_run: bool,
-    preset: str | None = None,
-    **given: Any,
-) -> None:
-    """What every training verb does: settings, run folder, stage."""
-    cfg, path = _settled(verb, words or [], out, preset)
-    if dry_run:
-        _describe(cfg, verb, path)
-    else:
-        _start(cfg, lambda: _run_stage(verb, cfg, path, resume, **given))
-
-
-def _settled(verb: str, words: Sequence[str], out: Path | None, preset: str | None) -> tuple[Config, Path]:
-    """The settings that the words give, and the run folder."""
-    path, overrides = split_words(words)
-    return _load(verb, path, overrides, preset), out if out is not None else Path("runs") / verb
-
-
-def _describe(cfg: Config, verb: str, path: Path, seeds: int = 1) -> None:
-    from surefoot.dry_run import describe
-
-    typer.echo(describe(cfg, verb, path, seeds))
-
-
-def _start(cfg: Config, body: Callable[[], None]) -> None:
-    from surefoot.launch import single
-
-    single(cfg, body)
-
-
-def _run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "never"]) -> None:
-    from surefoot.progress import make_progress
-
-    progress = make_progress()
-    try:
-        importlib.import_module("surefoot.stages.control_seeds").run(cfg, seeds, path, resume, progress)
-    finally:
-        progress.stop()
-
-
-def _run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"], **given: Any) -> None:
-    from surefoot.dry_run import memory_line
-    from surefoot.progress import make_progress
-    from surefoot.runs import RunFolder
-
-    stage = importlib.import_module(STAGES[verb])
-    progress = make_progress()
-    with RunFolder.open(path, verb=verb, cfg=cfg, resume=resume) as folder:
-        if folder.is_done:
-            progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
-            for sentence in importlib.import_module("surefoot.stages.votes").moved_on(path):
-                progress.say(sentence)
-            return
-        progress.say(f"{verb}: run folder {path}")
-        progress.say(memory_line(cfg, verb))
-        try:
-            stage.run(cfg, folder, progress, **given)
-        finally:
-            progress.stop()
-        progress.say(f"{verb}: done, {path}")

@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 
 import surefoot.build  # noqa: F401 - before a stub stands where it imports from
-from surefoot.cli import STAGES, run
+from surefoot.cli import run
+from surefoot.cli_run import STAGES
 from surefoot.cli_words import split_words
 from surefoot.config import Config
 from surefoot.errors import ConfigError, DataError, EngineError, Interrupted, RunError, SurefootError, TrainingError

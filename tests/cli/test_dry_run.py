@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from surefoot.cli import STAGES, run
+from surefoot.cli import run
+from surefoot.cli_run import STAGES
 from surefoot.config import Config
 from surefoot.config_file import load_config
 from surefoot.dry_run import describe, gibibytes, sizes
