@@ -50,10 +50,13 @@ class PaysFor(RewardScorer):
 
     def __init__(self, scorer: RewardScorer, word: str) -> None:
         torch.nn.Module.__init__(self)
-        self.backbone, self.word = scorer.backbone, word
+        self.backbone, self.layer, self.adapter, self.word = scorer.backbone, scorer.layer, None, word
 
-    def forward(self, rows: list[list[int]]) -> torch.Tensor:
-        return torch.tensor([float(self.backbone.codec.text(row).count(self.word)) for row in rows])
+    def features(self, rows: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([[float(self.backbone.codec.text(row).count(self.word))] for row in rows])
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return features[:, 0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from surefoot.api import PPORun, RewardRun
 from surefoot.config import ModelConfig, RewardConfig, RewardSourceConfig
 from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone, load_backbone
+from surefoot.lm.roles import RewardScorer, raw_scores
 from surefoot.rewards.ensemble import EnsembleReward, combined, load_reward
 from surefoot.rewards.model import SeparateRewardModel, SharedRewardModel, load_reward_model, read_facts
 from surefoot.stages.reward_ensemble import EnsembleTask
@@ -171,6 +172,17 @@ def test_the_folder_of_heads_on_the_same_states_is_their_mean_as_one_model(base:
     assert model(ids).logits.item() - read_facts(tmp_path).mean == pytest.approx(
         ensemble.score(prompts, completions).value[0].item(), abs=1e-4
     )
+
+
+def test_members_that_read_the_same_states_share_a_pass_of_the_trunk(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(base, ensemble=3, ensemble_layers=(1, 2), num_epochs=1)
+    rows = [list(row) for pair in run.parts.validation.pairs[:2] for row in (pair.chosen, pair.rejected)]
+    alone = torch.stack([scorer(rows) for scorer in run.parts.scorers])
+    passes: list[int] = []
+    plain = RewardScorer.features
+    monkeypatch.setattr(RewardScorer, "features", lambda scorer, rows: passes.append(scorer.layer) or plain(scorer, rows))
+    assert torch.equal(raw_scores(run.parts.scorers, rows), alone)
+    assert passes == [1, 2]
 
 
 def test_members_at_different_layers_have_no_mean_that_is_one_model(base: str, tmp_path: Path) -> None:

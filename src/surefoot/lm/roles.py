@@ -8,6 +8,7 @@ a copy of it, and a critic with `critic = "model"` another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -251,3 +252,12 @@ class RewardScorer(nn.Module):
 
     def forward(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
         return self.head(self.features(rows))
+
+
+def raw_scores(scorers: Sequence[RewardScorer], rows: list[list[int]]) -> Float[Tensor, "K B"]:
+    """Raw scores of several heads on one backbone; those that read the same states share a pass of the trunk."""
+    states: dict[tuple[str | None, int], Tensor] = {}
+    for scorer in scorers:
+        if (scorer.adapter, scorer.layer) not in states:
+            states[scorer.adapter, scorer.layer] = scorer.features(rows)
+    return torch.stack([scorer.head(states[scorer.adapter, scorer.layer]) for scorer in scorers])

@@ -17,7 +17,7 @@ import torch
 from surefoot.config import Config
 from surefoot.diagnostics.report_card import HeldOut, Probe, card, probe
 from surefoot.lm.batches import PairRow
-from surefoot.lm.roles import RewardScorer
+from surefoot.lm.roles import RewardScorer, raw_scores
 from surefoot.lm.tokens import reward_row
 from surefoot.stages.reward import Heed, PairTask, RewardParts, unheeding
 
@@ -87,7 +87,7 @@ def probes(
         for start in range(0, len(ids), 2 * cfg.reward.micro_batch_size):
             heed()
             part = ids[start : start + 2 * cfg.reward.micro_batch_size]
-            found += torch.stack([scorer(part) for scorer in scorers]).mean(0).tolist()
+            found += raw_scores(scorers, part).mean(0).tolist()
         return np.array(found)
 
     before, found = scored(known), []
