@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from surefoot.config_file import load_config
-from surefoot.launch import set_threads
+from surefoot.launch import keep_freed_memory, set_threads
 from surefoot.progress import make_progress
 from surefoot.runs import RunFolder, load_manifest
 from surefoot.stages import demo
@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="folder of finished demos whose SFT and reward models are taken")
     asked = parser.parse_args()
     set_threads(None)
+    keep_freed_memory()
     for seed in asked.seeds:
         for name in asked.variants:
             first = asked.variants[0]

@@ -20,7 +20,7 @@ from typing import Any
 from surefoot.config import Config
 from surefoot.config_file import load_config
 from surefoot.diagnostics.calibration import win_rate
-from surefoot.launch import set_threads
+from surefoot.launch import keep_freed_memory, set_threads
 from surefoot.progress import make_progress
 from surefoot.runs import RunFolder, load_manifest, read_jsonl
 from surefoot.stages import rounds
@@ -60,6 +60,7 @@ def main() -> int:
         if not path.is_dir():
             parser.error(f"no SFT model at {path}. Run `surefoot demo` there first, or leave --models out.")
     set_threads(None)
+    keep_freed_memory()
     asked.results.mkdir(parents=True, exist_ok=True)
     for seed in asked.seeds:
         for number in ROUNDS:

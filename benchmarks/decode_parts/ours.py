@@ -32,12 +32,12 @@ class GivenLengths(LocalEngine):
 def main() -> None:
     asked = json.loads(sys.argv[1])
     set_threads(asked["threads"])
-    keep_freed_memory()
     cfg = ModelConfig(name=asked["model"], dtype=asked["dtype"])
     backbone = load_backbone(cfg, asked["device"])
     if asked["lora"]:
         add_adapter(backbone.model, "policy", cfg, seed=0)
     say(ready=True, threads=torch.get_num_threads())
+    keep_freed_memory()  # after what is held was told: loading leaves pages that are nobody's
     while True:
         work = Decoding(**wait_for_turn())
         ids, mask = pad_left(work.prompts(backbone.model.config.vocab_size), backbone.codec.pad_id)

@@ -54,7 +54,6 @@ class Split:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     set_threads(asked["threads"])
-    keep_freed_memory()
     work = Work(**asked["work"])
     full = asked["tuning"] == "full"
     cfg = Config.model_validate(
@@ -98,6 +97,7 @@ def main() -> None:
     parts.runtime.step = split.timed("optimiser", parts.runtime.step)  # type: ignore[method-assign]
     forget_peak()
     say(ready=True, threads=torch.get_num_threads(), held_gib=held_gib())
+    keep_freed_memory()  # after what is held was told: loading leaves pages that are nobody's
     steps = ppo_lm.steps(parts, cfg)
     while True:
         wait_for_turn()

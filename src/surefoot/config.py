@@ -46,8 +46,8 @@ class ModelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="dtype of frozen weights; what is trained keeps float32 masters. auto: bfloat16 where the device has "
-        "instructions for it, else float32",
+        description="dtype of frozen weights; what is trained keeps float32 masters. auto: bfloat16 on a GPU and on a Linux CPU "
+        "with instructions for it, else float32",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: one GPU (docs/performance.md says what is tested of it)")
     tuning: Literal["lora", "full"] = Field(

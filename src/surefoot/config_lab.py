@@ -21,8 +21,8 @@ class OveroptimizeConfig(Section):
     num_seeds: PositiveInt = Field(1, description="seeds from seed on, each with SFT and reward models of its own")
     models: str | None = Field(
         None,
-        description="folder with sft/final and reward/final, as the demo leaves it, taken in place of new ones; {seed} in it "
-        "stands for the seed",
+        description="folder with sft/final and reward/final, as a demo leaves it, taken in place of new ones; the reward model "
+        "where it was trained with the settings of `reward`; {seed} in it stands for the seed",
     )
     join: tuple[str, ...] = Field(
         (), description="finished run folders with other seeds or variants of a study: nothing is trained, they are put together"

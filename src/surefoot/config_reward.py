@@ -40,12 +40,13 @@ class RewardConfig(OptimizerConfig):
             self.refuse_without_effect(("ensemble_layers", "bootstrap"), "ensemble = 1 has one member")
         elif self.method == "full":
             raise ValueError(
-                f'ensemble = {self.ensemble} with method = "full": members share a trunk. Use method = "head" or "adapter".'
+                f'ensemble = {self.ensemble} with method = "full": members share a trunk. Use method = "head" or "adapter", or '
+                "ensemble = 1."
             )
         elif not self.normalize:
             raise ValueError(
                 f"ensemble = {self.ensemble} with normalize = false: the zero of a member's raw scores is its own, so that they "
-                "cannot be compared. Leave normalize = true."
+                "cannot be compared. Leave normalize = true, or set ensemble = 1."
             )
         elif self.layer is not None and self.ensemble_layers:
             raise ValueError(f"layer = {self.layer} has no effect: ensemble_layers names the layers. Set one of the two.")

@@ -16,7 +16,7 @@ from typing import Literal
 from surefoot.doctor_rungs import RUNGS, told
 from surefoot.launch import usable_cores
 
-NEEDED_DISK = 3 * 2**30  # the cached model, a run folder with two checkpoints, and room
+NEEDED_DISK = 5 * 2**30  # the cached model, a run folder with two checkpoints and five reward models, and room
 NEEDED_MEMORY = 4 * 2**30  # the demo's measured peak is below this
 
 EXTRAS = {

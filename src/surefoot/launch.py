@@ -52,7 +52,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Memory that tensors leave stays with this process for the next ones; whether that could be arranged (glibc alone).
+    """Memory that tensors leave stays with this process for the next ones, where torch takes it from glibc; whether glibc agreed.
 
     glibc takes large blocks from the system one by one and hands them back when they are freed, so every step's activations and
     gradients are new pages again, which the kernel zeroes one by one: up to a third of an update's CPU time. In turn the process
@@ -80,7 +80,7 @@ def usable_cores() -> int:
 def multiplies_bfloat16(device: str) -> bool:
     """Whether `device` has instructions for bfloat16; without them a CPU is slower in it than in float32.
 
-    GPUs have had them since 2020.
+    GPUs are taken to have them, as all since 2020 do; of a CPU Linux alone tells.
     """
     if device != "cpu":
         return True

@@ -49,8 +49,15 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, s
 
 
 def adamw(parameters: Iterable[Any], *, lr: float, weight_decay: float, eps: float = ADAM_EPS) -> torch.optim.AdamW:
-    """torch's AdamW, fused: one pass over a weight and its moments, where the default makes one for each term of the formula."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    """torch's AdamW, fused: one pass over a weight and its moments, where the default makes one for each term of the formula.
+
+    The fused step takes no mixture of sharded and whole weights; those go one by one.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps)
+    for group in optimizer.param_groups:
+        if len({hasattr(weight, "device_mesh") for weight in group["params"]}) == 1:
+            group["fused"] = True
+    return optimizer
 
 
 def make_optimizer(actor_critic: ActorCritic, cfg: PPOConfig, *, eps: float = ADAM_EPS) -> torch.optim.AdamW:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from surefoot.config import Config, PPOConfig
+from surefoot.config import Config, ModelConfig, PPOConfig
 from surefoot.errors import RunError
 from surefoot.runs import RunFolder, State, load_manifest, read_jsonl
 from surefoot.runs.manifest import read_config
@@ -69,6 +69,12 @@ def test_a_worker_that_outlives_a_killed_run_does_not_hold_its_lock(forks: Any, 
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     open_run(tmp_path).close()
+
+
+def test_a_dtype_that_auto_settled_elsewhere_is_named(tmp_path: Path) -> None:
+    begin(tmp_path, Config(model=ModelConfig(dtype="bfloat16")))
+    with pytest.raises(RunError, match=r"same settings \(auto differs from machine to machine: --model\.dtype bfloat16\)\.$"):
+        open_run(tmp_path, Config(model=ModelConfig(dtype="float32")))
 
 
 def test_other_settings_are_refused_with_each_key_old_and_new(tmp_path: Path) -> None:

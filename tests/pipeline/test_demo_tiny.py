@@ -131,3 +131,16 @@ def test_a_demo_that_is_stopped_goes_on_with_the_stage_it_was_in(tmp_path: Path,
     monkeypatch.delenv("SUREFOOT_FAULT")
     assert run(words) == 0
     assert [row["stage"] for row in read_jsonl(tmp_path / "run/stages.jsonl")] == ["sft", "reward", "ppo", "ppo", "evaluate"]
+
+
+def test_a_demo_paid_by_an_ensemble_as_the_default_one_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ensemble = ("--reward.method=head", "--reward.ensemble=2", "--reward_source.ensemble=mean_minus_std")
+    words = ["demo", "--preset", "tiny", "--out", str(tmp_path), *SHORT, *ensemble, "--ppo.old_logprobs=sampled"]
+    assert run(words) == 0, capsys.readouterr().err
+    rows = [row for row in read_jsonl(tmp_path / "ppo/metrics.jsonl") if "objective/scores" in row]
+    for row in rows:
+        assert row["rewards/disagreement/mean"] > 0
+        paid = row["rewards/ensemble_mean/mean"] - row["rewards/disagreement/mean"]
+        assert row["objective/scores"] == pytest.approx(paid, abs=1e-4)
+    assert len(rows) == 2
+    assert verdict_of(tmp_path)["verdict"] and (tmp_path / "report.html").is_file()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from surefoot.config import PPOConfig
 from surefoot.errors import ModelError
-from surefoot.optim import lr_share, make_optimizer, set_learning_rates, trainable_names
+from surefoot.optim import adamw, lr_share, make_optimizer, set_learning_rates, trainable_names
 from toys import TokenActorCritic
 
 
@@ -92,3 +96,20 @@ def test_steps_are_those_of_torchs_own_adamw() -> None:
     assert all(group["fused"] for group in optimizer.param_groups)
     for weight, twin in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(weight, twin, rtol=1e-6, atol=1e-7)
+
+
+def test_sharded_and_whole_weights_take_their_steps_together(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole = torch.nn.Parameter(torch.ones(4))
+        sharded = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh))
+        for weights, is_fused in (([whole, sharded], False), ([sharded], True), ([whole], True)):
+            optimizer = adamw(weights, lr=0.1, weight_decay=0.0)
+            assert bool(optimizer.param_groups[0]["fused"]) == is_fused
+            before = whole.detach().clone()
+            whole.grad, sharded.grad = torch.ones(4), distribute_tensor(torch.ones(4), mesh)
+            optimizer.step()
+            assert torch.equal(whole.detach() < before, torch.full((4,), any(weight is whole for weight in weights)))
+    finally:
+        dist.destroy_process_group()

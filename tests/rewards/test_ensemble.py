@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -169,9 +170,18 @@ def test_the_folder_of_heads_on_the_same_states_is_their_mean_as_one_model(base:
     assert torch.allclose(alone.score(prompts, completions).value, ensemble.score(prompts, completions).value, atol=1e-4)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     ids = torch.tensor([backbone.codec.prompt_ids(f"the {NOUNS[0]}") + backbone.codec.completion_ids(GOOD[0])])
-    assert model(ids).logits.item() - read_facts(tmp_path).mean == pytest.approx(
-        ensemble.score(prompts, completions).value[0].item(), abs=1e-4
-    )
+    facts, expected = read_facts(tmp_path), ensemble.score(prompts, completions).value[0].item()
+    assert (model(ids).logits.item() - facts.mean) / facts.deviation == pytest.approx(expected, abs=1e-4)
+    assert facts.deviation == pytest.approx(fmean(read_facts(tmp_path / f"member-{k}").deviation for k in (1, 2, 3)))
+
+
+def test_what_is_saved_over_another_reward_model_is_not_mixed_with_it(base: str, tmp_path: Path) -> None:
+    trained(base, ensemble=2, num_epochs=1).save(tmp_path)
+    trained(base, ensemble=2, ensemble_layers=(1, 2), num_epochs=1).save(tmp_path)
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "reward.json").exists()
+    trained(base, num_epochs=1).save(tmp_path)
+    source = load_reward(tmp_path, loaded(base), RewardSourceConfig(source="it"), may_share=True)
+    assert isinstance(source, SharedRewardModel)
 
 
 def test_members_that_read_the_same_states_share_a_pass_of_the_trunk(base: str, monkeypatch: pytest.MonkeyPatch) -> None:

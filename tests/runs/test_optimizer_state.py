@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.errors import RunError
+from surefoot.optim import adamw
 from surefoot.runs import flatten_optimizer, restore_optimizer
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -210,3 +211,15 @@ def test_state_that_cannot_be_kept_exactly_is_refused() -> None:
     optimizer.step(closure)
     with pytest.raises(RunError, match=r"is list; tensors, numbers, text and tuples of them can be saved"):
         flatten_optimizer(optimizer, names)
+
+
+def test_how_a_step_is_computed_is_the_new_optimisers_own(tmp_path: Path) -> None:
+    net = make_net()
+    names = [name for name, _ in net.named_parameters()]
+    plain = torch.optim.AdamW(net.parameters(), lr=0.5)
+    steps(net, plain, range(3))
+    fused = adamw(net.parameters(), lr=0.1, weight_decay=0.0)
+    restore_optimizer(fused, names, through_a_file(flatten_optimizer(plain, names), tmp_path))
+    assert fused.param_groups[0]["fused"] is True and fused.param_groups[0]["lr"] == plain.param_groups[0]["lr"] != 0.1
+    steps(net, fused, range(3, 4))
+    assert {state["step"].item() for state in fused.state.values()} == {4.0}

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.roles import RewardScorer
 from surefoot.rewards.model import (
+    SIDECAR,
     RewardFacts,
     SeparateRewardModel,
     SharedRewardModel,
@@ -97,22 +99,23 @@ def _alike(one: SharedRewardModel, other: SharedRewardModel) -> bool:
 
 
 def mean_head(scorers: Sequence[RewardScorer], facts: Sequence[RewardFacts]) -> tuple[RewardScorer, RewardFacts] | None:
-    """The mean of members' normalised scores as one head: each is linear in the same states.
+    """The mean of members' normalised scores as one head, in the members' mean unit: each is linear in the same states.
 
     None where members read other states: another layer, an adapter of their own.
     """
     first = scorers[0]
     if any(other.backbone is not first.backbone or other.adapter or other.layer != first.layer for other in scorers):
         return None
-    head = RewardScorer(first.backbone, layer=first.layer, adapter=None, seed=0)
-    weights = [scorer.weight / own.deviation for scorer, own in zip(scorers, facts, strict=True)]
+    head, unit = RewardScorer(first.backbone, layer=first.layer, adapter=None, seed=0), fmean(own.deviation for own in facts)
+    weights = [scorer.weight * (unit / own.deviation) for scorer, own in zip(scorers, facts, strict=True)]
     head.score.weight.data.copy_(torch.stack(weights).mean(0))
-    mean = sum(own.mean / own.deviation for own in facts) / len(facts)
-    return head, replace(facts[0], mean=mean, deviation=1.0)
+    return head, replace(facts[0], mean=fmean(own.mean * unit / own.deviation for own in facts), deviation=unit)
 
 
 def save_ensemble(scorers: Sequence[RewardScorer], facts: Sequence[RewardFacts], folder: Path) -> None:
     """One reward model as it is; several as members, each of which AutoModelForSequenceClassification loads, and their mean."""
+    for name in (FILE, SIDECAR, "config.json", "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)  # of what was saved here before
     if len(scorers) == 1:
         save_reward_model(scorers[0], facts[0], folder)
         return

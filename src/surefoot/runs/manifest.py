@@ -190,7 +190,10 @@ def sentence_of(path: Path, kind: str, changed: Mapping[str, tuple[Any, Any]]) -
     """One line that names what changed: "runs/a was started with other settings: ppo.kl_coef 0.05 -> 0.1. ..."."""
     shown = [f"{key} {old} -> {new}" for key, (old, new) in list(changed.items())[:_SHOWN]]
     more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-    return f"{path} was started with other {kind}: {', '.join(shown)}{more}. Choose another --out, or go on with the same {kind}."
+    was = changed.get("model.dtype")
+    named = "" if was is None else f" (auto differs from machine to machine: --model.dtype {was[0]})"
+    whole = f"{path} was started with other {kind}: {', '.join(shown)}{more}."
+    return f"{whole} Choose another --out, or go on with the same {kind}{named}."
 
 
 def has_progress(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surefoot.errors import RunError
 
+HOW = ("fused", "foreach")  # of a group: how a step is computed, not which; this optimiser's own stay
 _PLAIN = "#plain"  # a key that no state has: "exp_avg/layer.weight" is KEY/PARAMETER, "#group/0/lr" a group's tensor
 
 
@@ -67,7 +68,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
         optimizer.state[named[name]] = state
     for group, saved, extra in zip(optimizer.param_groups, plain["groups"], group_tensors, strict=True):
         for field, value in saved["values"].items():
-            group[field] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuple; betas is one
+            if field not in HOW:
+                group[field] = tuple(value) if isinstance(value, list) else value  # JSON knows no tuple; betas is one
         for field, tensor in extra.items():
             device = group[field].device if isinstance(group.get(field), Tensor) else tensor.device
             group[field] = tensor.clone().to(device)

@@ -192,6 +192,8 @@ class _Seed:
         if self._models is not None and is_plain and _was_trained_with(self._models / "reward", cfg.reward):
             folder = self._models / "reward"
         else:
+            if self._models is not None and is_plain:
+                self._progress.say(f"{variant.name}: {self._models / 'reward'} learned with other settings; a new one learns")
             key = f"{cfg.reward.model_dump_json()} {lab.label_noise} {lab.num_labels}"
             name = self._shared("reward", variant.name, key)
             rows = noisy(self._ground.votes or [], lab, cfg.seed, f"overoptimize.variants, {variant.name}")
