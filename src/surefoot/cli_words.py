@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from surefoot.errors import ConfigError
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The YAML file, if the words name one, and the overrides: a word that follows `--name` is its value."""
+    """The YAML file, if the words name one, and the overrides."""
     path: Path | None = None
     overrides: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
+    for word, *value in _settings_and_words(words):
         if word.startswith("--"):
-            overrides.append(word)
-            if "=" not in word and rest and not rest[0].startswith("--"):
-                overrides.append(rest.pop(0))
+            overrides += [word, *value]
         elif path is None:
             path = Path(word)
         else:
@@ -29,15 +25,16 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 def env_words(words: Sequence[str]) -> list[str]:
     """The words of `control` with its environment, a bare word that is no YAML file, written as the setting that it is."""
     found: list[str] = []
+    for word, *value in _settings_and_words(words):
+        is_environment = not word.startswith("--") and not word.endswith((".yaml", ".yml"))
+        found += [f"--control.env={word}"] if is_environment else [word, *value]
+    return found
+
+
+def _settings_and_words(words: Sequence[str]) -> Iterator[list[str]]:
+    """Each setting with its value, where that is a word of its own (what follows `--name`), and each other word alone."""
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word.startswith("--"):
-            found.append(word)
-            if "=" not in word and rest and not rest[0].startswith("--"):
-                found.append(rest.pop(0))
-        elif word.endswith((".yaml", ".yml")):
-            found.append(word)
-        else:
-            found.append(f"--control.env={word}")
-    return found
+        takes_next = word.startswith("--") and "=" not in word and rest and not rest[0].startswith("--")
+        yield [word, rest.pop(0)] if takes_next else [word]
