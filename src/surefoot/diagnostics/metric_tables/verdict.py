@@ -152,7 +152,7 @@ VERDICT = (
     Metric(
         "reward_model_accuracy",
         "Accuracy of the reward model",
-        "Share of held-out pairs that the reward model orders as people did.",
+        "Share of held-out pairs that the reward model orders as people did; of an ensemble the mean of its members.",
         "mean of [R(x, y_w) > R(x, y_l)], ties 1/2",
         "held-out pairs, of prompts never trained on",
         "share",
