@@ -46,7 +46,7 @@ def test_one_fault_fails_with_status_1_and_says_what_to_do(healthy, monkeypatch,
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "2 things need attention"
     assert lines[1].startswith("FAIL  disk, here: 1.0 GiB free at ")
-    assert lines[1].endswith("The demo needs 3 GiB; free some, or set SUREFOOT_CACHE")
+    assert lines[1].endswith("The demo needs 5 GiB; free some, or set SUREFOOT_CACHE")
 
 
 def test_one_thing_is_spoken_of_in_the_singular(monkeypatch):
