@@ -71,9 +71,9 @@ def settled(verb: str, words: Sequence[str], out: Path | None, preset: str | Non
 
 
 def describe(cfg: Config, verb: str, path: Path, seeds: int = 1) -> None:
-    from surefoot.dry_run import describe
+    from surefoot import dry_run
 
-    typer.echo(describe(cfg, verb, path, seeds))
+    typer.echo(dry_run.describe(cfg, verb, path, seeds))
 
 
 def start(cfg: Config, body: Callable[[], None]) -> None:

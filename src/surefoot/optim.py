@@ -55,7 +55,9 @@ def adamw(parameters: Iterable[Any], *, lr: float, weight_decay: float, eps: flo
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps)
     for group in optimizer.param_groups:
-        if len({hasattr(weight, "device_mesh") for weight in group["params"]}) == 1:
+        if (
+            len({hasattr(weight, "device_mesh") for weight in group["params"]}) == 1
+        ):  # what a DTensor has; a torch may lack the class
             group["fused"] = True
     return optimizer
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surefoot.config import Config, SFTConfig
 from surefoot.errors import TrainingError
 from surefoot.runs import RunFolder, read_jsonl
+from surefoot.stages import supervised
 from surefoot.stages.supervised import fit
 
 
@@ -63,3 +64,13 @@ def test_a_short_run_of_which_every_step_is_refused_is_an_alarm_too() -> None:
     task = Line(2, bad=[0, 1])
     with pytest.raises(TrainingError, match="not finite in 2 steps in a row, at step 2"):
         learned(task)
+
+
+def test_steps_are_taken_by_the_fused_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.optim.Optimizer] = []
+    plain = supervised.adamw
+    monkeypatch.setattr(supervised, "adamw", lambda *given, **settings: made.append(plain(*given, **settings)) or made[-1])
+    task = Line(2, bad=[])
+    learned(task)
+    assert [group["fused"] for optimizer in made for group in optimizer.param_groups] == [True]
+    assert task.w.item() < 1
