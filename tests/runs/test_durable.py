@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,22 @@ def test_wherever_a_replacement_stops_one_whole_version_stands_after_clearing(
     clear_leftovers(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["final"]
     assert (target / "file").read_text() == ("new" if dies_at == 3 else "old")
+
+
+@pytest.mark.parametrize(("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)])
+def test_whoever_may_read_a_folder_may_read_the_weights_in_it(mask: int, folder_mode: int, file_mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        temporary = tmp_path / ".final.tmp-1"
+        (temporary / "member-1").mkdir(parents=True)
+        for folder in (temporary, temporary / "member-1"):
+            (folder / "model.safetensors").write_bytes(b"weights")
+            (folder / "model.safetensors").chmod(0o600)  # as safetensors makes it
+        move_into_place(temporary, tmp_path / "final")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "final").rglob("*")}
+    assert modes == {"model.safetensors": file_mode, "member-1": folder_mode}
 
 
 @pytest.mark.parametrize("name", ["a", "7", "_x", "run-1_b.c", "a" * 64])

@@ -12,8 +12,9 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,22 @@ def beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
 
 
+def open_like_folder(folder: Path) -> None:
+    """Whoever may read or write `folder` may read or write the files below it: safetensors makes its files private (0600)."""
+    readers_and_writers = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and readers_and_writers & ~mode:
+            with suppress(PermissionError):  # a file system without modes of its own
+                path.chmod(stat.S_IMODE(mode) | readers_and_writers)
+
+
 def move_into_place(temporary: Path, target: Path) -> None:
-    """Renames a synced folder to `target`, replacing a folder that stands there.
+    """Renames a synced folder to `target`, replacing a folder that stands there. Whoever may read the folder may read its files.
 
     A folder cannot be replaced in one step: the old one steps aside, and `clear_leftovers` puts it back if no new one came.
     """
+    open_like_folder(temporary)
     old = beside(target, "old")
     replaced = target.exists()
     if replaced:
