@@ -94,11 +94,12 @@ class PPOConfig(OptimizerConfig):
         description="drift alarms (docs/trust.md): events and report; or besides stop with exit 3, raise kl_coef, or queue the "
         "most suspicious answers for people to label",
     )
-    # each limit lies beyond the largest figure of 30 clean runs of the tiny preset, held for two updates (docs/trust.md)
+    # each limit lies beyond the largest figure of 30 clean runs of the tiny preset (alarm_feature: of 29), held for two updates
+    # (docs/trust.md)
     alarm_length: PositiveFloat = Field(0.5, description="answers longer or shorter than at the start by this share")
     alarm_variety: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="distinct-2 below this share of the start's")
     alarm_feature: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.13, description="share of the reward's variance that a token or its place explains, beyond the judges"
+        0.1, description="share of the reward's variance that a token or its place explains, beyond the judges"
     )
     alarm_feature_unjudged: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="the same of a token where there are no judges: a word may deserve its reward"
