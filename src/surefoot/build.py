@@ -189,7 +189,7 @@ def build_evaluate(
     other = cfg.model.model_copy(update={"name": cfg.evaluate.against or cfg.model.name})
     reference = backbone_of(against, other)
     chosen = prompts_of(cfg, policy, prompts if prompts is not None else cfg.data.eval_prompts, "data.eval_prompts", say)
-    source = reward_source(cfg, reference, reward) if reward is not None or cfg.reward_source.source is not None else None
+    source = reward_source(cfg, reference, reward) if reward is not None or cfg.reward_source.every else None
     if cfg.evaluate.best_of and source is None:
         raise ConfigError(
             f"evaluate.best_of = {cfg.evaluate.best_of} has no effect without a reward that tells the best. "
@@ -244,21 +244,27 @@ def build_compare(
 def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judgement:
     """What ranks pairs: only what pairs.select and pairs.best_of need is loaded."""
     source, against = None, None
-    if not cfg.pairs.needs_reward and cfg.reward_source.source is not None:
+    named = cfg.reward_source.every
+    setting = (
+        f"reward_source.sources = {list(named)!r}"
+        if cfg.reward_source.sources
+        else f"reward_source.source = {cfg.reward_source.source!r}"
+    )
+    if not cfg.pairs.needs_reward and named:
         raise ConfigError(
-            f"reward_source.source = {cfg.reward_source.source!r} has no effect: no pair is chosen by a score. "
+            f"{setting} has no effect: no pair is chosen by a score. "
             "Set pairs.best_of, or pairs.select = uncertainty, disagreement or distance."
         )
     if cfg.pairs.needs_reward:
         source = reward_source(cfg, backbones[0], reward)
     if cfg.pairs.select == "disagreement" and not isinstance(source, EnsembleReward):
         raise ConfigError(
-            f"pairs.select = disagreement: reward_source.source = {cfg.reward_source.source!r} is no ensemble, so nobody in it "
+            f"pairs.select = disagreement: {setting} is no ensemble, so nobody in it "
             "disagrees. Train one with `surefoot reward --reward.ensemble 4`, or use pairs.select = uncertainty."
         )
-    if cfg.pairs.select == "distance" and TrainedOn.load(Path(cfg.reward_source.source or "")) is None:
+    if cfg.pairs.select == "distance" and not any(TrainedOn.load(Path(one)) for one in named):
         raise ConfigError(
-            f"pairs.select = distance: reward_source.source = {cfg.reward_source.source!r} does not say what it was trained "
+            f"pairs.select = distance: {setting} does not say what it was trained "
             f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."
         )
     if cfg.pairs.against is not None:

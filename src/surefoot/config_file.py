@@ -67,7 +67,8 @@ VERB_UNREAD = {
         "pairs.annotator": "rounds.annotator says who votes",
         "pairs.store": "the votes of all rounds stand in preferences.db of the run folder",
         "pairs.max_prompts": "rounds.prompts_per_round says how many prompts are answered",
-        **dict.fromkeys(("reward.store", "reward_source.source", "ppo.start", "evaluate.against"), _OF_ROUNDS),
+        **dict.fromkeys(("reward.store", "ppo.start", "evaluate.against"), _OF_ROUNDS),
+        **dict.fromkeys(("reward_source.source", "reward_source.sources", "reward_source.weights"), _OF_ROUNDS),
     },
     "compare": {
         **dict.fromkeys(("model.name", "evaluate.against"), _TWO_WORDS),

@@ -288,6 +288,12 @@ def read(text: str) -> Config:
     return Config.model_validate(nested)
 
 
+@pytest.mark.parametrize("words", ["source=runs/reward/final", "sources=[a, b]", "weights=[1]"])
+def test_rounds_pay_by_the_reward_model_of_each_round_alone(words: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no effect in surefoot rounds: each round works on what the one before it made"):
+        load_config(None, [f"--reward_source.{words}"], verb="rounds", preset="tiny")
+
+
 def test_a_rule_for_members_without_members_is_refused_before_anything_is_trained():
     for verb, preset in (("demo", "tiny"), ("rounds", "tiny")):
         with pytest.raises(ConfigError, match=r"reward_source\.ensemble = min has no effect on one reward model\. Set reward"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -229,7 +230,15 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(words: list[str], said
 def test_a_reward_that_is_not_needed_and_one_that_is_missing_are_refused(models: dict[str, str]) -> None:
     for words, said in (
         (["--reward_source.source=x:y"], "reward_source.source = 'x:y' has no effect: no pair is chosen by a score"),
+        (
+            ["--reward_source.sources=[x:y, length:1-2]"],
+            "reward_source.sources = ['x:y', 'length:1-2'] has no effect: no pair is chosen",
+        ),
         (["--pairs.best_of=2"], "reward_source.source is not set"),
+        (
+            ["--pairs.select=distance", "--pairs.max_pairs=2", "--reward_source.sources=[regex:x, length:1-2]"],
+            "reward_source.sources = ['regex:x', 'length:1-2'] does not say what it was trained on",
+        ),
         (["--pairs.select=distance", "--pairs.max_pairs=2"], "reward_source.source is not set"),
         (
             ["--pairs.select=disagreement", "--pairs.max_pairs=2", "--reward_source.source=regex:x"],
@@ -237,7 +246,7 @@ def test_a_reward_that_is_not_needed_and_one_that_is_missing_are_refused(models:
         ),
     ):
         cfg = load_config(None, [f"--model.name={models['one']}", *words], verb="pairs")
-        with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+        with pytest.raises(ConfigError, match=re.escape(said)):
             build_pairs(cfg, lambda line: None, prompts=PROMPTS)
 
 

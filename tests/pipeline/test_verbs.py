@@ -140,12 +140,14 @@ def test_a_model_evaluated_against_itself_wins_half_at_no_distance(world: World)
     assert figures["distinct2_before"] == figures["distinct2_after"]
 
 
+@pytest.mark.parametrize("setting", ["source={}", "sources=[{}, 'length:1-4']"])
 def test_the_best_of_1_is_a_single_answer_at_no_distance_and_the_result_is_said(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: World, capsys: pytest.CaptureFixture[str], setting: str
 ) -> None:
-    words = (f"--model.name={world.sft}", f"--evaluate.against={world.sft}", f"--reward_source.source={world.reward}")
-    done("evaluate", *words, *ASKED, "--evaluate.judges=taste:judge", "--evaluate.best_of=1", *SMALL, out="best-of-1")
-    best = json.loads(Path("best-of-1/evaluation.json").read_text())["best_of_n"]
+    reward, out = f"--reward_source.{setting.format(world.reward)}", f"best-of-1-by-{setting[:7].strip('={')}"
+    words = (f"--model.name={world.sft}", f"--evaluate.against={world.sft}", reward)
+    done("evaluate", *words, *ASKED, "--evaluate.judges=taste:judge", "--evaluate.best_of=1", *SMALL, out=out)
+    best = json.loads(Path(out, "evaluation.json").read_text())["best_of_n"]
     assert (best["n"], best["kl"]) == (1, 0.0)
     said = capsys.readouterr().err
     assert "judge: the model's answer wins on 50.0% of 20 prompts (95 % interval " in said

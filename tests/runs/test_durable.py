@@ -155,8 +155,12 @@ def test_wherever_a_replacement_stops_one_whole_version_stands_after_clearing(
     assert (target / "file").read_text() == ("new" if dies_at == 3 else "old")
 
 
-@pytest.mark.parametrize(("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)])
-def test_whoever_may_read_a_folder_may_read_the_weights_in_it(mask: int, folder_mode: int, file_mode: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)]
+)
+def test_whoever_may_read_a_folder_may_read_the_weights_in_it(
+    mask: int, folder_mode: int, file_mode: int, tmp_path: Path
+) -> None:
     before = os.umask(mask)
     try:
         temporary = tmp_path / ".final.tmp-1"
