@@ -8,14 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from surefoot.build_rewards import judges_of, reward_source
 from surefoot.config import Config, ModelConfig
 from surefoot.errors import ConfigError
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import CompletionRow, Dataset, Kind, PreferenceRow, PromptRow, read_rows, rows_from, split_by_prompt
+from surefoot.lm.data import (
+    AnyRow,
+    Dataset,
+    Kind,
+    PreferenceRow,
+    PromptRow,
+    never_trained_on,
+    read_rows,
+    rows_from,
+    split_by_prompt,
+)
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.rewards.ensemble import EnsembleReward
 from surefoot.rewards.function import load_function
@@ -62,21 +72,28 @@ def dataset(rows: Rows | None, kind: Kind, setting: str, say: Say) -> Dataset[An
     return data
 
 
+def _divided(
+    cfg: Config, rows: Sequence[AnyRow], given: Rows | None, kind: Literal["completions", "preferences"], say: Say
+) -> tuple[Sequence[AnyRow], Sequence[AnyRow]]:
+    """(train, validation): a validation set that is given less what was trained on, or a share of the prompts."""
+    held_out = given if given is not None else cfg.data.validation
+    if held_out is None:
+        return split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
+    left, said = never_trained_on(dataset(held_out, kind, "data.validation", say).rows, rows)
+    if said:
+        say(said)
+    return rows, left
+
+
 def build_sft(cfg: Config, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None) -> SFTParts:
     backbone = backbone_of(model, cfg.model)
     data = dataset(train if train is not None else cfg.data.train, "completions", "data.train", say)
-    held_out = validation if validation is not None else cfg.data.validation
-    kept: Sequence[CompletionRow]
-    left: Sequence[CompletionRow]
-    if held_out is None:
-        kept, left = split_by_prompt(data.rows, cfg.data.validation_share, cfg.seed)
-    else:
-        kept, left = data.rows, dataset(held_out, "completions", "data.validation", say).rows
+    kept, left = _divided(cfg, data.rows, validation, "completions", say)
     adapter, parameters = prepare(backbone, cfg)
     tasks = []
     for name, rows in (("train", kept), ("validation", left)):
-        tokens, num_long = completion_rows(rows, backbone.codec, completion_only=cfg.sft.completion_only) if rows else ([], 0)
-        say(f"{name}: {len(tokens)} sequences, {sum(len(row.ids) for row in tokens)} tokens" + _long(num_long, "cut"))
+        tokens, too_long = completion_rows(rows, backbone.codec, completion_only=cfg.sft.completion_only) if rows else ([], "")
+        say(f"{name}: {len(tokens)} sequences, {sum(len(row.ids) for row in tokens)} tokens{too_long}")
         tasks.append(CompletionTask(tokens, backbone, adapter))
     return SFTParts(backbone, tasks[0], tasks[1], parameters, adapter)
 
@@ -96,13 +113,7 @@ def build_reward(
         backbone = backbone.trainable_copy()  # a model that was given stays as it is
         backbone.model.get_decoder().requires_grad_(True)
     rows = _preferences(cfg, train, say)
-    held_out = validation if validation is not None else cfg.data.validation
-    kept: Sequence[PreferenceRow]
-    left: Sequence[PreferenceRow]
-    if held_out is None:
-        kept, left = split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
-    else:
-        kept, left = rows, dataset(held_out, "preferences", "data.validation", say).rows
+    kept, left = _divided(cfg, rows, validation, "preferences", say)
     scorers = member_scorers(backbone, cfg)
     (train_pairs, long_train), (left_pairs, long_left) = (pair_rows(part, backbone.codec) for part in (kept, left))
     parts = member_parts(scorers, train_pairs, left_pairs, cfg, folder, say, heed)

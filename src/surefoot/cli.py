@@ -6,7 +6,9 @@ Starting a verb is `cli_run.py`. Parts are imported inside functions, so that `-
 from __future__ import annotations
 
 import importlib
+import select
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -244,19 +246,31 @@ def run(arguments: Sequence[str]) -> int:
     except SurefootError as problem:
         _complain(type(problem).__name__, str(problem))
         return problem.exit_status
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         status = TYPER_INTERRUPTED
+    except typer.Abort as stop:  # what typer makes of any EOFError, one of a dead worker process too
+        raise stop.__cause__ or stop from None
     except usage_error as problem:
         said = str(problem.format_message())  # type: ignore[attr-defined]  # with the option's name, which str() leaves out
         _complain("UsageError", f"{said.rstrip('.')}{'' if said.endswith('?') else '.'} See surefoot --help.")
         return USAGE_STATUS
-    except BrokenPipeError:  # `surefoot ... | head`
-        sys.stderr.close()
-        return 0
+    except SystemExit as ended:  # what rich makes of `surefoot ... | head`, and typer of any EPIPE
+        frame, _ = list(traceback.walk_tb(ended.__traceback__))[-1]
+        if isinstance(ended.__context__, BrokenPipeError) and frame.f_globals["__name__"] == "typer.core" and not _reader_left():
+            raise ended.__context__ from None
+        raise
     if status == TYPER_INTERRUPTED:
         _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")
         return Interrupted.exit_status
     return status if isinstance(status, int) else 0
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output or error any more: `surefoot ... | head`."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in outputs.poll(0))
 
 
 def _complain(name: str, message: str) -> None:

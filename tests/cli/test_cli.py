@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -186,13 +187,22 @@ def test_the_keyboard_interrupts_with_status_75(stage, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("Interrupted: ")
 
 
-def test_a_bug_leaves_as_it_is(stage):
+@pytest.mark.parametrize("error", [ZeroDivisionError, EOFError, BrokenPipeError])  # the last two: a worker process that died
+def test_a_bug_leaves_as_it_is(stage, error):
     def fail(folder: RunFolder) -> None:
-        raise ZeroDivisionError("a bug")
+        raise error(errno.EPIPE, "a bug")
 
     stage("ppo").act = fail
-    with pytest.raises(ZeroDivisionError, match="a bug"):
+    with pytest.raises(error, match="a bug"):
         run(["ppo"])
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    command = [sys.executable, "-m", "surefoot", "--help"]
+    with subprocess.Popen(command, env=SOURCES, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()  # what `| head -0` does
+        said = child.stderr.read().decode()
+    assert (child.returncode, said) == (1, "")
 
 
 def test_a_bug_ends_the_process_with_a_traceback_and_status_1():

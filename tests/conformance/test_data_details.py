@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from surefoot.content import content_hash
 from surefoot.errors import DataError
-from surefoot.lm.data import PreferenceRow, rows_from, split_by_prompt
+from surefoot.lm.data import PreferenceRow, never_trained_on, rows_from, split_by_prompt
 
 
 def preferences(prompts: list[str]) -> tuple[PreferenceRow, ...]:
@@ -59,6 +59,18 @@ def test_item_52_both_parts_keep_the_order_of_the_rows():
 def test_item_52_a_share_of_zero_holds_nothing_out():
     rows = preferences(["x", "y"])
     assert split_by_prompt(rows, 0.0, seed=0) == (list(rows), [])
+
+
+def test_item_52_a_validation_set_that_is_given_loses_the_rows_whose_prompts_are_trained_on():
+    train, given = preferences(["x", "y"]), preferences(["z", "x", "x"])
+    kept, said = never_trained_on(given, train)
+    assert [(row.prompt, row.chosen) for row in kept] == [("z", "a0")]
+    assert said == "validation: 2 rows left out, whose prompts are in data.train"
+    assert never_trained_on(given, preferences(["w"])) == (list(given), "")
+    bare = rows_from([{"text": text} for text in "ab"], "completions").rows
+    assert never_trained_on(bare, bare[1:])[0] == [bare[0]]  # the text is what is compared where there is no prompt
+    with pytest.raises(DataError, match=r"all 2 rows of data\.validation have a prompt that is in data\.train, so nothing"):
+        never_trained_on(preferences(["x", "x"]), train)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def test_item_14_sft_learns_with_dropout_measures_without_and_draws_it_from_the_
 
     def figures(noise: int) -> list[list[float]]:
         torch.manual_seed(noise)
-        run = SFTRun((_with_dropout(model), tokenizer), train=rows, validation=rows, settings=settings)
+        others = [{**row, "prompt": row["prompt"] + "!"} for row in rows]
+        run = SFTRun((_with_dropout(model), tokenizer), train=rows, validation=others, settings=settings)
         seen = [step.metrics for step in run]
         assert not run.parts.backbone.model.training
         return [[row[key] for row in seen if key in row] for key in ("loss", "validation/loss")]

@@ -11,6 +11,8 @@ import torch
 
 from surefoot import SurefootError
 from surefoot.api import PPORun, RewardRun, SFTRun
+from surefoot.build import build_sft
+from surefoot.config import Config
 from surefoot.errors import ConfigError, DataError, TrainingError
 from tiny_language import make_backbone
 
@@ -85,6 +87,24 @@ def test_a_horizon_of_beta_that_one_rollout_outruns_is_refused_before_it_does(mo
         "ppo.beta_horizon = 3 is too short for rollouts of up to 16 tokens: one step of the rule could make beta 0. "
         "Use 4 or more."
     )
+
+
+def test_sentences_beyond_the_context_are_cut_on_the_right_or_dropped_and_counted(model: Any, tokenizer: Any) -> None:
+    said: list[str] = []
+    backbone = make_backbone(model, tokenizer)
+    long = " good" * backbone.codec.context
+    rows = [
+        {"prompt": "the film", "completion": " was fine ."},
+        {"prompt": "the plot", "completion": long},
+        {"prompt": long, "completion": " was fine ."},
+        {"prompt": "the cast " + long, "completion": " was fine ."},
+    ]
+    parts = build_sft(Config(), said.append, model=backbone, train=rows, validation=[{"prompt": "a", "completion": "b"}])
+    assert len(parts.train) == 2
+    assert said[-2].startswith("train: 2 sequences, ")
+    end = "; 1 passed the context and were cut on the right; 2 were dropped, since their prompts alone fill the context"
+    assert said[-2].endswith(end)
+    assert said[-1].endswith(" tokens")
 
 
 def test_pairs_beyond_the_context_are_cut_on_the_left_and_counted(model: Any, tokenizer: Any) -> None:

@@ -69,8 +69,8 @@ class PaysFor(RewardScorer):
 )
 def test_a_planted_pay_raises_the_probe_that_plants_it(word: str, raised: set[str], model: Any, tokenizer: Any) -> None:
     cfg = Config()
-    parts = build_reward(cfg, None, lambda line: None, model=make_backbone(model, tokenizer), train=PAIRS, validation=PAIRS)
-    found = probes([PaysFor(parts.scorer, word)], parts.validation.pairs, 1.0, cfg)
+    parts = build_reward(cfg, None, lambda line: None, model=make_backbone(model, tokenizer), train=PAIRS)
+    found = probes([PaysFor(parts.scorer, word)], parts.train.pairs, 1.0, cfg)
     assert "wonderful" in FLATTERY
     assert {probe.name for probe in found if probe.move.value > 0} == raised
 

@@ -127,7 +127,7 @@ SPECS: dict[str, tuple[ChartSpec, ...]] = {
         ChartSpec("Policy loss", ("train/policy_gradient_loss",), ""),
         ChartSpec("Deviation of actions", ("train/std",), "unit of the action"),
         ChartSpec("Episode length", ("rollout/ep_len_mean", "eval/mean_ep_length"), "steps"),
-        ChartSpec("Gradient norm", ("grad_norm",), ""),
+        ChartSpec("Gradient norm", ("grad_norm", "grad_norm_clipped"), ""),
         ChartSpec("Skipped steps", ("optimizer/skipped_steps",), "steps", is_hidden_at_zero=True),
         ChartSpec("Learning rate", ("train/learning_rate",), ""),
     ),

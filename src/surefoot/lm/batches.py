@@ -123,22 +123,37 @@ class CompletionTask:
         return -logp.sum(), {}
 
 
-def completion_rows(rows: Sequence[CompletionRow], codec: Codec, *, completion_only: bool) -> tuple[list[TokenRow], int]:
-    """Token rows of prompt and completion, closed with EOS, and how many passed the context and were cut on the right.
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """How many rows passed the context: cut on the right, or dropped where the prompt left no room for a completion."""
+
+    cut: int = 0
+    dropped: int = 0
+
+    def __str__(self) -> str:
+        """What to say of them behind a count of sequences; nothing where all fit."""
+        cut = f"; {self.cut} passed the context and were cut on the right" if self.cut else ""
+        return cut + (f"; {self.dropped} were dropped, since their prompts alone fill the context" if self.dropped else "")
+
+
+def completion_rows(rows: Sequence[CompletionRow], codec: Codec, *, completion_only: bool) -> tuple[list[TokenRow], TooLong]:
+    """Token rows of prompt and completion, closed with EOS and at most as long as the context, and how many were longer.
 
     Without `completion_only` the loss begins at the second token, since nothing precedes the first.
     """
-    out, num_long = [], 0
+    out, cut, dropped = [], 0, 0
     for row in rows:
         prompt = codec.prompt_ids(row.prompt)
         ids = [*prompt, *codec.completion_ids(row.completion)]
-        num_long += len(ids) > codec.context
         begin = len(prompt) if completion_only else 1
         if begin < codec.context:
+            cut += len(ids) > codec.context
             out.append(TokenRow(tuple(ids[: codec.context]), begin))
+        else:
+            dropped += 1
     if not out:
         raise DataError(f"no row is left: the prompts of all {len(rows)} fill the context of {codec.context} tokens.")
-    return out, num_long
+    return out, TooLong(cut, dropped)
 
 
 @dataclass(frozen=True, slots=True)

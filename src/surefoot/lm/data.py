@@ -18,7 +18,19 @@ from surefoot.lm.formats import convert, detect
 from surefoot.lm.records import read_records
 from surefoot.lm.rows import CompletionRow, Kind, PreferenceRow, PromptRow, Row
 
-__all__ = ["CompletionRow", "Dataset", "Kind", "PreferenceRow", "PromptRow", "Row", "read_rows", "rows_from", "split_by_prompt"]
+__all__ = [
+    "AnyRow",
+    "CompletionRow",
+    "Dataset",
+    "Kind",
+    "PreferenceRow",
+    "PromptRow",
+    "Row",
+    "never_trained_on",
+    "read_rows",
+    "rows_from",
+    "split_by_prompt",
+]
 
 AnyRow = TypeVar("AnyRow", PromptRow, CompletionRow, PreferenceRow)
 OneRow = TypeVar("OneRow", bound=Row)
@@ -190,6 +202,23 @@ def split_by_prompt(rows: Sequence[AnyRow], share: float, seed: int) -> tuple[li
         )
     held_out = set(keys[: min(max(1, round(share * len(keys))), len(keys) - 1)])
     return [row for row in rows if row.key not in held_out], [row for row in rows if row.key in held_out]
+
+
+def never_trained_on(held_out: Sequence[AnyRow], train: Sequence[AnyRow]) -> tuple[list[AnyRow], str]:
+    """Rows of a given validation set whose prompt (a bare text: the text) is in no row of `train`, and a line about the others.
+
+    Raises:
+        DataError: no row is left.
+    """
+    known = {row.key for row in train}
+    kept = [row for row in held_out if row.key not in known]
+    if not kept:
+        raise DataError(
+            f"all {_count(len(held_out), 'row')} of data.validation have a prompt that is in data.train, so nothing is held out. "
+            "Name other rows, or none: data.validation_share then splits data.train by prompt."
+        )
+    left_out = len(held_out) - len(kept)
+    return kept, f"validation: {_count(left_out, 'row')} left out, whose prompts are in data.train" if left_out else ""
 
 
 def _count(number: int, what: str) -> str:

@@ -231,6 +231,7 @@ def _metrics(
         "val/ratio_var": stats.ratio_var,
         "val/ratio_max": stats.ratio_max,
         "grad_norm": stats.grad_norm,
+        "grad_norm_clipped": stats.grad_norm_clipped,
         "optimizer/steps": stats.steps,
         "optimizer/skipped_steps": stats.skipped,
         "optimizer/stopped_early": float(stats.stopped_early),

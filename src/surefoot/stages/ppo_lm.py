@@ -127,6 +127,11 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             at = replace(at, is_far=answered.is_far)
             if folder is not None:
                 folder.samples(update, answered.rows)
+                if at.is_far:
+                    folder.note(
+                        f"update {update} of {ppo.num_updates} is the last: KL of {answered.metrics['held_out/kl']:.3g} nats a "
+                        f"sequence passes overoptimize.stop_kl = {parts.held_out.plan.stop_kl}"
+                    )
             clock.lap("held_out")
         step = PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps, words, ringing)
         if folder is not None:

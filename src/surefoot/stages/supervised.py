@@ -95,9 +95,14 @@ def fit(
                     "Lower learning_rate, or look at the data of these steps; the last checkpoint is unharmed."
                 )
         optimizer.zero_grad(set_to_none=True)
-        result = FitStep(
-            step, total, {**metrics, "grad_norm": norm, "lr": cfg.learning_rate * share, "skipped_steps": float(skipped)}
-        )
+        figures = {
+            **metrics,
+            "grad_norm": norm,
+            "grad_norm_clipped": norm if cfg.max_grad_norm is None else min(norm, cfg.max_grad_norm),
+            "lr": cfg.learning_rate * share,
+            "skipped_steps": float(skipped),
+        }
+        result = FitStep(step, total, figures)
         if folder is not None:
             folder.record(step, result.metrics)
             if step % cfg.save_every == 0 or folder.stop_requested:
