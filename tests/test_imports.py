@@ -64,6 +64,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     "config_yaml": ("config", "yaml"),
     "config_examples": ("config config_file", "pydantic"),
     "build_control": (ALL, "torch jaxtyping"),
+    "build_data": (ALL, ""),
     "build_rewards": (ALL, ""),
     "api_control": (ALL, "torch jaxtyping"),
     "api_steps": (ALL, ""),

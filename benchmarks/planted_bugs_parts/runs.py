@@ -8,7 +8,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from surefoot.build import build_ppo, prompts_of
+from surefoot.build import build_ppo
+from surefoot.build_data import prompts_of
 from surefoot.config import Config
 from surefoot.config_file import load_config
 from surefoot.embedded.tiny_world import SUBJECTS, VALENCE, VERBS

@@ -14,7 +14,8 @@ from typing import Any, Self
 import torch
 
 from surefoot.api_steps import Settings, configuration, stepped
-from surefoot.build import Rows, build_ppo, build_reward, build_sft
+from surefoot.build import build_ppo, build_reward, build_sft
+from surefoot.build_data import Rows
 from surefoot.config import Config
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.lm.batches import prompt_set

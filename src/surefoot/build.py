@@ -5,27 +5,18 @@ the only file that asks "which engine?", "which reward?". Objects already loaded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from surefoot.build_data import Rows, Say, and_too_long, dataset, divided, preferences, prompts_of
 from surefoot.build_rewards import judges_of, reward_source
 from surefoot.config import Config, ModelConfig
 from surefoot.errors import ConfigError
 from surefoot.lm.backbone import Backbone, from_objects, load_backbone
 from surefoot.lm.batches import CompletionTask, PromptSet, completion_rows, pair_rows, prompt_set
-from surefoot.lm.data import (
-    AnyRow,
-    Dataset,
-    Kind,
-    PreferenceRow,
-    PromptRow,
-    never_trained_on,
-    read_rows,
-    rows_from,
-    split_by_prompt,
-)
+from surefoot.lm.data import PromptRow
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.rewards.ensemble import EnsembleReward
 from surefoot.rewards.function import load_function
@@ -44,11 +35,7 @@ from surefoot.stages.reward import Heed, RewardParts, unheeding
 from surefoot.stages.reward_ensemble import member_parts, member_scorers
 from surefoot.stages.selection import Judgement
 from surefoot.stages.sft import SFTParts, prepare
-from surefoot.stages.votes import read_votes
 from surefoot.types import RolloutEngine
-
-Say = Callable[[str], None]
-Rows = str | Path | Iterable[Mapping[str, Any]] | Iterable[str]  # a file, a folder or a hub name, or rows already in memory
 
 
 def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
@@ -61,34 +48,10 @@ def backbone_of(model: Any, cfg: ModelConfig) -> Backbone:
     return from_objects(loaded, tokenizer, cfg)
 
 
-def dataset(rows: Rows | None, kind: Kind, setting: str, say: Say) -> Dataset[Any]:
-    """Rows of one kind from a file, a hub name or memory; says which format was detected and shows two."""
-    if rows is None:
-        raise ConfigError(f"{setting} is not set. Name a file, a folder or a hub data set (docs/data.md lists the formats).")
-    data = read_rows(rows, kind) if isinstance(rows, (str, Path)) else rows_from(rows, kind)
-    say(data.description)
-    for line in data.preview(2).splitlines():
-        say(f"  {line}")
-    return data
-
-
-def _divided(
-    cfg: Config, rows: Sequence[AnyRow], given: Rows | None, kind: Literal["completions", "preferences"], say: Say
-) -> tuple[Sequence[AnyRow], Sequence[AnyRow]]:
-    """(train, validation): a validation set that is given less what was trained on, or a share of the prompts."""
-    held_out = given if given is not None else cfg.data.validation
-    if held_out is None:
-        return split_by_prompt(rows, cfg.data.validation_share, cfg.seed)
-    left, said = never_trained_on(dataset(held_out, kind, "data.validation", say).rows, rows)
-    if said:
-        say(said)
-    return rows, left
-
-
 def build_sft(cfg: Config, say: Say, *, model: Any = None, train: Rows | None = None, validation: Rows | None = None) -> SFTParts:
     backbone = backbone_of(model, cfg.model)
     data = dataset(train if train is not None else cfg.data.train, "completions", "data.train", say)
-    kept, left = _divided(cfg, data.rows, validation, "completions", say)
+    kept, left = divided(cfg, data.rows, validation, "completions", say)
     adapter, parameters = prepare(backbone, cfg)
     tasks = []
     for name, rows in (("train", kept), ("validation", left)):
@@ -112,8 +75,8 @@ def build_reward(
     if cfg.reward.method == "full":
         backbone = backbone.trainable_copy()  # a model that was given stays as it is
         backbone.model.get_decoder().requires_grad_(True)
-    rows = _preferences(cfg, train, say)
-    kept, left = _divided(cfg, rows, validation, "preferences", say)
+    rows = preferences(cfg, train, say)
+    kept, left = divided(cfg, rows, validation, "preferences", say)
     scorers = member_scorers(backbone, cfg)
     (train_pairs, long_train), (left_pairs, long_left) = (pair_rows(part, backbone.codec) for part in (kept, left))
     parts = member_parts(scorers, train_pairs, left_pairs, cfg, folder, say, heed)
@@ -123,15 +86,6 @@ def build_reward(
         + (f"; {cut} answers passed the context with their prompts and were cut on the left" if cut else "")
     )
     return parts
-
-
-def _preferences(cfg: Config, train: Rows | None, say: Say) -> Sequence[PreferenceRow]:
-    """Preferences from memory, from reward.store, or from data.train."""
-    if train is None and cfg.reward.store is not None:
-        votes = read_votes(Path(cfg.reward.store))
-        say(votes.description)
-        return rows_from(votes.rows, "preferences").rows
-    return dataset(train if train is not None else cfg.data.train, "preferences", "data.train", say).rows
 
 
 def build_ppo(
@@ -299,22 +253,10 @@ def authors(cfg: Config, named: Sequence[tuple[str, Backbone]], rows: Rows | Non
         every = sets([row for row in data.rows if id(row) in common])
     dropped, cut = len(data.rows) - len(every[0]), max(one.num_long for one in every)
     if dropped or cut:
-        say(f"prompts: {len(every[0])} kept" + (_long(dropped, "dropped") or _long(cut, "cut on the left")))
+        say(f"prompts: {len(every[0])} kept" + (and_too_long(dropped, "dropped") or and_too_long(cut, "cut on the left")))
     return tuple(
         Author(name, backbone, engine_of(cfg, backbone, None), one) for (name, backbone), one in zip(named, every, strict=True)
     )
-
-
-def prompts_of(cfg: Config, backbone: Backbone, rows: Rows | None, setting: str, say: Say) -> PromptSet:
-    """Prompts as token rows; says how many passed the context and what became of them."""
-    data = dataset(rows, "prompts", setting, say)
-    chosen = prompt_set(data.rows, backbone.codec, cfg.rollout.response_length, cfg.data.long_prompts)
-    if chosen.num_long:
-        say(
-            f"prompts: {len(chosen)} kept"
-            + _long(chosen.num_long, "dropped" if cfg.data.long_prompts == "drop" else "cut on the left")
-        )
-    return chosen
 
 
 def _same_tokens(first: Backbone, second: Backbone, setting: str) -> None:
@@ -327,10 +269,6 @@ def engine_of(cfg: Config, backbone: Backbone, adapter: str | None, *, keeps_sta
     match cfg.rollout.engine:
         case "local":
             return LocalEngine(backbone, cfg.rollout, adapter=adapter, keeps_states=keeps_states)
-
-
-def _long(count: int, what: str) -> str:
-    return f"; {count} passed the context and were {what}" if count else ""
 
 
 def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:

@@ -283,6 +283,15 @@ class Config(Section):
     overoptimize: OveroptimizeConfig = OveroptimizeConfig()
 
     @model_validator(mode="after")
+    def _check_preferences(self) -> Self:
+        if self.data.train is not None and self.reward.store is not None:
+            raise ValueError(
+                f"data.train = {self.data.train!r} and reward.store = {self.reward.store!r} are both set, and preferences come from "
+                "one place. Set one of the two: `surefoot import` adds a file's votes to a store."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_critic(self) -> Self:
         if self.model.tuning == "full" and self.ppo.critic == "adapter":
             raise ValueError(

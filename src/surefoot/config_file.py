@@ -58,9 +58,14 @@ VERB_UNREAD = {
     "control": {f"ppo.{name}": reason for name, reason in UNREAD_IN_CONTROL.items()},
     "chat": {"report_to": "a talk records no metrics"},
     "demo": {
-        f"reward_source.{name}": "the demo's own reward model pays"
-        for name in RewardSourceConfig.model_fields
-        if name not in ("ensemble", "ensemble_k", "batch_size")
+        **{
+            f"reward_source.{name}": "the demo's own reward model pays"
+            for name in RewardSourceConfig.model_fields
+            if name not in ("ensemble", "ensemble_k", "batch_size")
+        },
+        "reward.store": "the demo's own votes are learnt",
+        "evaluate.against": "the policy is compared with the demo's SFT model",
+        "evaluate.judges": "the demo brings judges that no part of it is trained on",
     },
     "rounds": {
         "pairs.models": "the policy of the last round answers",

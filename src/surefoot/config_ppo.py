@@ -165,6 +165,17 @@ class PPOConfig(OptimizerConfig):
         if self.objective != "penalty":
             names = ("beta", "beta_controller", "beta_estimator", "beta_target", "beta_rate", "beta_horizon")
             self.refuse_without_effect(names, f'objective = "{self.objective}" has no beta')
+        for name, controller in (
+            ("kl_coef", "kl_controller"),
+            *([("beta", "beta_controller")] if self.objective == "penalty" else []),
+        ):
+            if getattr(self, name) == 0 and (rule := getattr(self, controller)) != "fixed":
+                raise ValueError(
+                    f'{name} = 0 with {controller} = "{rule}": the rule multiplies it, and 0 stays 0. '
+                    f'Use one above 0, or {controller} = "fixed".'
+                )
+        if self.micro_batch_tokens is not None:
+            self.refuse_without_effect(("micro_batch_size",), f"micro_batch_tokens = {self.micro_batch_tokens} takes its place")
         _refuse_rule_settings(self, "beta", self.beta_controller)
         _refuse_rule_settings(self, "kl", self.kl_controller)
         if self.kl_controller == "proportional" and self.rollout_batch_size >= 5 * self.kl_horizon:

@@ -288,6 +288,40 @@ def read(text: str) -> Config:
     return Config.model_validate(nested)
 
 
+@pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        (
+            "ppo",
+            ["--ppo.kl_coef=0", "--ppo.kl_controller=proportional"],
+            'kl_coef = 0 with kl_controller = "proportional": the rule',
+        ),
+        (
+            "control",
+            ["--ppo.objective=penalty", "--ppo.beta=0", "--ppo.beta_controller=doubling"],
+            'beta = 0 with beta_controller = "doubling": the rule multiplies it, and 0 stays 0',
+        ),
+        (
+            "ppo",
+            ["--ppo.micro_batch_size=8", "--ppo.micro_batch_tokens=512"],
+            "micro_batch_size = 8 has no effect: micro_batch_tokens = 512 takes its place",
+        ),
+        (
+            "reward",
+            ["--reward.store=v.db", "--data.train=p.jsonl"],
+            "data.train = 'p.jsonl' and reward.store = 'v.db' are both set",
+        ),
+        ("demo", ["--reward.store=x"], 'reward.store = "x" has no effect in surefoot demo: the demo\'s own votes'),
+        ("demo", ["--evaluate.against=x"], 'evaluate.against = "x" has no effect in surefoot demo'),
+        ("demo", ["--evaluate.judges=[a:b]"], 'evaluate.judges = ["a:b"] has no effect in surefoot demo: the demo brings'),
+    ],
+)
+def test_a_setting_that_another_makes_idle_is_refused(verb: str, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, words, verb=verb)
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("words", ["source=runs/reward/final", "sources=[a, b]", "weights=[1]"])
 def test_rounds_pay_by_the_reward_model_of_each_round_alone(words: str) -> None:
     with pytest.raises(ConfigError, match=r"has no effect in surefoot rounds: each round works on what the one before it made"):

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import surefoot
-from surefoot.build import judges_of
+from surefoot.build_rewards import judges_of
 from surefoot.cli import run
 from surefoot.config_file import load_config
 from surefoot.diagnostics.metrics import is_known

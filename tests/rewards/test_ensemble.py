@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification
 
 from surefoot.api import PPORun, RewardRun
-from surefoot.config import ModelConfig, RewardConfig, RewardSourceConfig
+from surefoot.build_rewards import reward_source
+from surefoot.config import Config, ModelConfig, RewardConfig, RewardSourceConfig
 from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone, load_backbone
 from surefoot.lm.roles import RewardScorer, raw_scores
@@ -203,8 +204,10 @@ def test_members_at_different_layers_have_no_mean_that_is_one_model(base: str, t
 def test_a_rule_for_members_needs_members_and_a_damaged_ensemble_is_named(base: str, tmp_path: Path) -> None:
     trained(base, num_epochs=1).save(tmp_path / "one")
     backbone = loaded(base)
-    with pytest.raises(ConfigError, match=r"ensemble = 'min' has no effect: .*one holds one reward model"):
-        load_reward(tmp_path / "one", backbone, RewardSourceConfig(source="one", ensemble="min"), may_share=True)
+    one = str(tmp_path / "one")
+    for named in ({"source": one}, {"source": "length:1-2"}, {"sources": (one, "length:1-2")}):
+        with pytest.raises(ConfigError, match=r"reward_source\.ensemble = 'min' has no effect: .* holds no ensemble\. Train one"):
+            reward_source(Config(reward_source=RewardSourceConfig(ensemble="min", **named)), backbone)
     (tmp_path / "many").mkdir()
     for text in ("{", "[]", '{"members": []}', '{"members": ["../one"]}', '{"members": ["member-1"]}'):
         (tmp_path / "many/ensemble.json").write_text(text)

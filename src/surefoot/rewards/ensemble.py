@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surefoot.config import RewardSourceConfig
-from surefoot.errors import ConfigError, ModelError
+from surefoot.errors import ModelError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.roles import RewardScorer
 from surefoot.rewards.model import (
@@ -133,15 +133,9 @@ def load_reward(
     """The reward model or the ensemble in `folder`.
 
     Raises:
-        ConfigError: a rule for members is set, and the folder holds one model.
         ModelError: the ensemble's file is damaged or names a member that is not there.
     """
     if not (folder / FILE).exists():
-        if cfg.ensemble != "mean":
-            raise ConfigError(
-                f"reward_source.ensemble = {cfg.ensemble!r} has no effect: {folder} holds one reward model. "
-                "Train an ensemble with --reward.ensemble 4, or remove the setting."
-            )
         return load_reward_model(folder, backbone, cfg.batch_size, may_share=may_share)
     members = [load_reward_model(folder / name, backbone, cfg.batch_size, may_share=may_share) for name in _members(folder)]
     members[0].trained_on = TrainedOn.load(folder)  # the first member's features were measured

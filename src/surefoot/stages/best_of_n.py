@@ -31,7 +31,8 @@ def sample(cfg: Config, folder: RunFolder, progress: Progress, *, prompts: Any, 
 
     A batch's chance comes from (seed, first row), so a resumed pool is the same one.
     """
-    from surefoot.build import backbone_of, engine_of, prompts_of
+    from surefoot.build import backbone_of, engine_of
+    from surefoot.build_data import prompts_of
 
     backbone = backbone_of(None, cfg.model)
     chosen = prompts_of(cfg, backbone, prompts, "data.eval_prompts", progress.say)
@@ -67,7 +68,8 @@ def sample(cfg: Config, folder: RunFolder, progress: Progress, *, prompts: Any, 
 
 def score(cfg: Config, folder: RunFolder, progress: Progress, *, prompts: Any, pool: Path) -> None:
     """What the reward source says of every answer of the pool in the folder `pool`. Interrupted, it begins again."""
-    from surefoot.build import backbone_of, prompts_of
+    from surefoot.build import backbone_of
+    from surefoot.build_data import prompts_of
     from surefoot.build_rewards import reward_source
 
     backbone = backbone_of(None, cfg.model)
