@@ -6,6 +6,7 @@ Parts are imported inside functions, so that `--help` answers without torch.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,6 +95,7 @@ def run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "neve
 
 def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"], **given: Any) -> None:
     from surefoot.dry_run import memory_line
+    from surefoot.launch import usable_cores
     from surefoot.progress import make_progress
     from surefoot.runs import RunFolder
 
@@ -105,10 +107,12 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
             for sentence in importlib.import_module("surefoot.stages.votes").moved_on(path):
                 progress.say(sentence)
             return
-        progress.say(f"{verb}: run folder {path}")
+        progress.say(f"{verb}: run folder {path}; threads: {os.environ['OMP_NUM_THREADS']} of {usable_cores()} cores")
         progress.say(memory_line(cfg, verb))
         try:
             stage.run(cfg, folder, progress, **given)
         finally:
             progress.stop()
+        if not (path / "report.html").exists():  # a chain of stages has written its own
+            progress.say(f"report: {importlib.import_module('surefoot.diagnostics.report').write_report(path)}")
         progress.say(f"{verb}: done, {path}")

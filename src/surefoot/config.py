@@ -286,8 +286,8 @@ class Config(Section):
     def _check_preferences(self) -> Self:
         if self.data.train is not None and self.reward.store is not None:
             raise ValueError(
-                f"data.train = {self.data.train!r} and reward.store = {self.reward.store!r} are both set, and preferences come from "
-                "one place. Set one of the two: `surefoot import` adds a file's votes to a store."
+                f"data.train = {self.data.train!r} and reward.store = {self.reward.store!r} are both set, and preferences come "
+                "from one place. Set one of the two: `surefoot import` adds a file's votes to a store."
             )
         return self
 
