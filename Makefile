@@ -19,9 +19,9 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 help:
 	@echo "make quickstart   the whole loop on a real model: SFT, reward model, PPO, report (into $(OUT))"
-	@echo "make test         every test that takes seconds, and lint before them"
+	@echo "make test         lint, and every test but those of make soak and make browser"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench        the measurements under benchmarks/: many hours, each goes on where it stopped"
+	@echo "make bench        the measurements under benchmarks/: many hours; studies of many runs go on where they stopped"
 	@echo "make soak         the long trials: all kills, all seeds"
 	@echo "make browser      the tests that open pages in Chromium"
 	@echo "make configs      write configs/*.yaml anew from the schema"

@@ -20,6 +20,7 @@ from turn_parts.models import MADE, model_folder
 from turn_parts.parent import BENCHMARKS, PAGE, Side, run_facts
 
 RESULTS = BENCHMARKS / "results" / "decode.json"
+ALONE = RESULTS.with_name("decode-alone.json")  # a run without vLLM takes nothing from the page
 SIDES = ("surefoot", "surefoot lora", "transformers", "vllm")
 
 
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("--vllm-python", type=Path)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}, or {ALONE.name} without --vllm-python")
     asked = parser.parse_args()
     names = asked.sides or [name for name in SIDES if name != "vllm" or asked.vllm_python]
     if "vllm" in names and not asked.vllm_python:
@@ -69,9 +70,10 @@ def main() -> int:
             for each in sides:
                 each.close()
     facts = run_facts(asked.device) | {"threads": threads, "response": asked.response}
-    write(asked.out, {"run": facts, "cases": cases})
+    out = asked.out or (RESULTS if asked.vllm_python else ALONE)
+    write(out, {"run": facts, "cases": cases})
     print(text := table(facts, cases))
-    if asked.out == RESULTS:
+    if out == RESULTS:
         into_page(PAGE, "decode", text)
     return 0
 

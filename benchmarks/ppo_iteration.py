@@ -28,6 +28,7 @@ from turn_parts.parent import PAGE, Side, run_facts
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ppo-iteration.json"
+ALONE = RESULTS.with_name("ppo-iteration-alone.json")  # a run without TRL takes nothing from the page
 # name: side, tuning, dtype, blocks with adapters (None: all), ppo.old_logprobs. TRL takes log-probs from its sampler's logits.
 CASES: dict[str, tuple[str, str, str, int | None, str]] = {
     "trl full float32": ("trl", "full", "float32", None, ""),
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=32, help="prompts")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}, or {ALONE.name} without --trl-python")
     asked = parser.parse_args()
     names = asked.cases or [name for name, case in CASES.items() if case[0] == "ours" or asked.trl_python]
     if any(CASES[name][0] == "trl" for name in names) and not asked.trl_python:
@@ -99,9 +100,10 @@ def main() -> int:
         "work": asdict(work),
         "matrix_gflops": {dtype: round(rate / 1e9, 1) for dtype, rate in rates.items()},
     }
-    write(asked.out, {"run": facts, "cases": cases})
+    out = asked.out or (RESULTS if asked.trl_python else ALONE)
+    write(out, {"run": facts, "cases": cases})
     print(table(cases))
-    if asked.out == RESULTS:
+    if out == RESULTS:
         into_page(PAGE, "ppo-iteration", f"{run_line(facts, cases)}\n\n{table(cases)}")
     return 0
 
