@@ -67,6 +67,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     "build_data": (ALL, ""),
     "build_rewards": (ALL, ""),
     "api_control": (ALL, "torch jaxtyping"),
+    "api_evaluate": (ALL, ""),
     "api_steps": (ALL, ""),
     "optim": ("core types config", "torch jaxtyping"),
     "ppo_figures": ("core types config", "torch jaxtyping"),

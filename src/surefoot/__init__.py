@@ -14,6 +14,7 @@ _EXPORTS = {
     "Config": "surefoot.config",
     "ConfigError": "surefoot.errors",
     "ControlRun": "surefoot.api_control",
+    "EvaluateRun": "surefoot.api_evaluate",
     "PPORun": "surefoot.api",
     "RewardRun": "surefoot.api",
     "SFTRun": "surefoot.api",

@@ -1,4 +1,4 @@
-"""The Python face: what the verbs do, from a notebook, with the same objects and the same settings.
+"""The Python face: what sft, reward and ppo do (evaluate: api_evaluate.py), from a notebook, with the same objects and settings.
 
 A run is iterable: each step yields what it did, so one can look, stop and go on. `settings` are the names of the configuration
 file: `{"ppo.kl_coef": 0.1, "rollout.response_length": 24}`. With `out` a run has a folder: it saves, resumes, and can be

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from surefoot import EvaluateRun
 from surefoot.cli import run
+from surefoot.config import ModelConfig
 from surefoot.embedded.tiny_world import sentences
 from surefoot.embedded.worlds import opened
+from surefoot.lm.backbone import load_backbone
 from surefoot.preferences import PreferenceStore
 from surefoot.runs import hash_folder, load_manifest, read_jsonl
 
@@ -138,6 +141,24 @@ def test_a_model_evaluated_against_itself_wins_half_at_no_distance(world: World)
     assert figures["win_rates"]["judge"]["win_rate"] == 0.5
     assert figures["kl_policy_sft"] == 0.0
     assert figures["distinct2_before"] == figures["distinct2_after"]
+
+
+def test_a_notebook_gets_the_figures_that_the_verb_writes(world: World) -> None:
+    words = ("--model.name=tiny", f"--evaluate.against={world.sft}", "--reward_source.source=taste:vowels", *ASKED)
+    done("evaluate", *words, "--evaluate.judges=taste:judge", *SMALL, out="by-verb")
+    written = json.loads(Path("by-verb/evaluation.json").read_text())
+    from taste import judge, vowels
+
+    settings = {"rollout.response_length": 5, "rollout.batch_size": 16, "evaluate.num_prompts": 20}
+    prompts = [{"prompt": row["prompt"]} for row in ROWS]
+    named = EvaluateRun("tiny", against=world.sft, prompts=prompts, judges=["taste:judge"], reward=vowels, settings=settings)
+    assert next(iter(named)).done == len(named.rows) == 16
+    assert named.figures == named.figures == written and len(named.rows) == 20
+    sft, tiny = (load_backbone(ModelConfig(name=name)) for name in (world.sft, "tiny"))
+    loaded = EvaluateRun(
+        tiny, against=sft, prompts="prompts.jsonl", judges={"judge": judge}, reward="taste:vowels", settings=settings
+    )
+    assert loaded.figures == written
 
 
 @pytest.mark.parametrize("setting", ["source={}", "sources=[{}, 'length:1-4']"])
