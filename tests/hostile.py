@@ -28,3 +28,32 @@ PAYLOADS = (
     f"\u2028</script>\u2029<script>{SET}</script>",
     f"<base href='//x.invalid/'><link rel=stylesheet href=x onerror={SET}>",
 )
+
+TAGS = ("svg", "img", "video", "audio", "body", "input", "iframe", "object", "embed", "marquee", "details", "x")
+EVENTS = (
+    "onload",
+    "onerror",
+    "onfocus autofocus",
+    "onmouseover",
+    "ontoggle",
+    "onanimationstart",
+    "onpointerenter",
+    "onbeforetoggle",
+)
+MORE = (
+    *(f"<{tag} src=x {events}={SET}>" for tag in TAGS[:6] for events in EVENTS[:6]),
+    *(f"</{tag}><script>{SET}</script>" for tag in ("section", "main", "p", "h2", "button", "label", "td", "option", "svg")),
+    f"&lt;script&gt;{SET}&lt;/script&gt;",
+    f"\\u003cscript\\u003e{SET}\\u003c/script\\u003e",
+    f"${{{SET}}}",
+    f"{{{{constructor.constructor('{SET}')()}}}}",
+    f"{{% raw %}}<script>{SET}</script>{{% endraw %}}",
+    f"data:text/html,<script>{SET}</script>",
+    f'"}};{SET};//',
+    f"'-{SET}-'",
+    f"<script src=data:,{SET}></script>",
+    "<link rel=stylesheet href='data:text/css,*{x:1}'>",
+    f"<form action='javascript:{SET}'><button>go</button></form>",
+    f"<button popovertarget=x onclick={SET}>x</button>",
+)
+ALL = (*PAYLOADS, *MORE)

@@ -10,7 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
-EXPORTS = {"trl": "jsonl", "parquet": "parquet", "label-studio": "json", "argilla": "json"}  # by format, the ending of its files
+EXPORTS = {  # by format, the ending of its files
+    "trl": "jsonl",
+    "parquet": "parquet",
+    "label-studio": "json",
+    "argilla": "json",
+    "votes": "jsonl",
+}
 
 
 def label(
@@ -78,8 +84,11 @@ def export(
     store: Annotated[Path, typer.Option(help="Preference store (SQLite).")],
     out: Annotated[Path, typer.Option(help="File to write.")],
     format: Annotated[
-        Literal["trl", "parquet", "label-studio", "argilla"],
-        typer.Option(help="trl: JSONL with prompt, chosen, rejected[, margin]; parquet: the same; others: single votes as JSON."),
+        Literal["trl", "parquet", "label-studio", "argilla", "votes"],
+        typer.Option(
+            help="trl: JSONL with prompt, chosen, rejected[, margin]; parquet: the same; label-studio, argilla: a response a "
+            "vote; votes: JSONL with all that is known of each vote."
+        ),
     ] = "trl",
 ) -> None:
     """Preferences from a store into a file."""

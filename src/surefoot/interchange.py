@@ -112,4 +112,5 @@ def export_preferences(store: PreferenceStore, path: Path, format: str = "trl") 
         ) from error
     finally:
         part.unlink(missing_ok=True)
-    return f"{path}: {count:,} preferences from {store.path}, format {format}"
+    what = "votes" if format == "votes" else "preferences"
+    return f"{path}: {count:,} {what} from {store.path}, format {format}"

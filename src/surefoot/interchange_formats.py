@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any, BinaryIO
 
 from surefoot.content import Content, Message
@@ -96,6 +97,21 @@ def _argilla(store: PreferenceStore, file: BinaryIO) -> int:
     return _write_array(file, (record(pair, votes) for pair, votes in _voted(store)))
 
 
+def _votes(store: PreferenceStore, file: BinaryIO) -> int:
+    """One JSON object a vote that stands, with all that was recorded of it: for those who study the votes, not to train on.
+
+    `kind` tells hidden repeats and adjudications from votes; `left` is the answer that stood on the left.
+    """
+    count = 0
+    for pair, _, votes in store.judged():
+        compared = {"pair": pair.id, "prompt": pair.prompt, "a": pair.a, "b": pair.b, "reason": pair.reason}
+        for vote in votes:
+            told = {field.name: getattr(vote, field.name) for field in fields(vote) if field.name not in ("id", "pair")}
+            file.write(json.dumps(compared | told, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
 def _voted(store: PreferenceStore) -> Iterator[tuple[Pair, list[Vote]]]:
     for pair, _, votes in store.judged():
         told = [vote for vote in counting(votes) if vote.choice != "skip"]
@@ -112,4 +128,10 @@ def _write_array(file: BinaryIO, records: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-WRITERS: dict[str, Writer] = {"trl": _trl, "parquet": _parquet, "label-studio": _label_studio, "argilla": _argilla}
+WRITERS: dict[str, Writer] = {
+    "trl": _trl,
+    "parquet": _parquet,
+    "label-studio": _label_studio,
+    "argilla": _argilla,
+    "votes": _votes,
+}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fake_run import ppo_metrics, ppo_replay, write_demo, write_run
-from hostile import PAYLOADS
+from hostile import ALL, SET
 from surefoot.diagnostics.report import write_report
 from surefoot.diagnostics.side_by_side import write_comparison
 
@@ -17,20 +17,21 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo whose 20 shown samples, keys, settings and reasons are payloads."""
-    folder = write_demo(tmp_path_factory.mktemp("hostile") / "run")
+    """A demo whose folder's name, 20 shown samples, keys, settings and reasons are payloads."""
+    folder = write_demo(tmp_path_factory.mktemp("hostile") / f"<img src=x onerror={SET}>")
     scores = {"judge_before": 0.0, "judge_after": 1.0}
-    rows = [{"prompt": payload, "before": payload, "after": payload, **scores} for payload in PAYLOADS[:20]]
+    assert len(ALL) > 60
+    rows = [{"prompt": ALL[i], "before": ALL[20 + i], "after": ALL[40 + i], **scores} for i in range(20)]
     _write(folder / "evaluate/samples.jsonl", rows)
-    _write(folder / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, **dict.fromkeys(PAYLOADS, 1.0)} for i in (1, 2)])
-    _write(folder / "ppo/metrics.jsonl", [{"step": i, **{f"judge/{p}": float(i) for p in PAYLOADS}} for i in (1, 2)])
-    _write(folder / "ppo/samples.jsonl", [{"step": 1, "prompt": p, "completion": p, "score": 0.0} for p in PAYLOADS])
+    _write(folder / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, **dict.fromkeys(ALL, 1.0)} for i in (1, 2)])
+    _write(folder / "ppo/metrics.jsonl", [{"step": i, **{f"judge/{p}": float(i) for p in ALL}} for i in (1, 2)])
+    _write(folder / "ppo/samples.jsonl", [{"step": 1, "prompt": p, "completion": p, "score": 0.0} for p in ALL])
     (answer,) = ppo_replay(random.Random(0), steps=[1], each=1)
-    texts = {"tokens": list(PAYLOADS), "judges": dict.fromkeys(PAYLOADS, 0.5), "clipped": [0] * len(PAYLOADS)}
-    figures = dict.fromkeys(answer["figures"], [0.5] * len(PAYLOADS))
-    _write(folder / "ppo/replay.jsonl", [{**answer, **texts, "figures": figures, "prompt": p} for p in PAYLOADS])
-    (folder / "sft/config.yaml").write_text("\n".join(PAYLOADS), "utf-8")
-    manifest = {"verb": "sft", "status": "stopped", "reason": " ".join(PAYLOADS), **{p: p for p in PAYLOADS}}
+    texts = {"tokens": list(ALL), "judges": dict.fromkeys(ALL, 0.5), "clipped": [0] * len(ALL)}
+    figures = dict.fromkeys(answer["figures"], [0.5] * len(ALL))
+    _write(folder / "ppo/replay.jsonl", [{**answer, **texts, "figures": figures, "prompt": p} for p in ALL])
+    (folder / "sft/config.yaml").write_text("\n".join(ALL), "utf-8")
+    manifest = {"verb": "sft", "status": "stopped", "reason": " ".join(ALL), **{p: p for p in ALL}}
     (folder / "sft/manifest.json").write_text(json.dumps(manifest), "utf-8")
     return write_report(folder)
 
@@ -70,8 +71,8 @@ def test_no_payload_runs_with_the_content_security_policy_or_by_escaping_alone(
     assert asked == [hostile_report.resolve().as_uri()]
     assert page.locator(".sample").count() == 20
     answers = page.locator("#replay-list button")
-    assert answers.count() == len(PAYLOADS)
-    for i in range(0, len(PAYLOADS), 5):
+    assert answers.count() == len(ALL)
+    for i in range(0, len(ALL), 5):
         answers.nth(i).click()
         page.locator("#replay-tokens .token").nth(i).hover()
     page.locator("#replay-table summary").click()

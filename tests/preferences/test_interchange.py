@@ -154,7 +154,7 @@ def test_exports_that_cannot_be_are_refused_and_leave_no_file(store, pair, tmp_p
     out = tmp_path / "out.jsonl"
     assert refusal(store, out) == f"{store.path} holds no preferences (1 pairs, 0 votes). Collect votes first."
     assert refusal(store, store.path) == f"{store.path} is the preference store itself. Export to another file."
-    assert refusal(store, out, "xml") == "cannot export as 'xml'. Use one of trl, parquet, label-studio, argilla."
+    assert refusal(store, out, "xml") == "cannot export as 'xml'. Use one of trl, parquet, label-studio, argilla, votes."
     nowhere = tmp_path / "no" / "out.jsonl"
     assert refusal(store, nowhere) == (
         f"{nowhere} cannot be written: No such file or directory. Check the folder and the space on the disk."
@@ -173,6 +173,33 @@ def test_exporting_from_a_store_that_is_not_there_makes_none(tmp_path):
     with pytest.raises(DataError, match="no preference store at"):
         export_file(tmp_path / "p.db", tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_votes_are_exported_with_all_that_is_known_of_each(tmp_path):
+    with PreferenceStore.open(tmp_path / "out.db") as store:
+        number = store.add_prompt("p")
+        pair = store.add_pair(number, *(store.add_answer(number, text) for text in ("x", "y")), reason="random")
+        said = {"strength": 4, "left": "b", "seconds": 2.5, "tags": ("clear",), "note": "é\n<b>"}
+        store.vote(pair, "a", source="human:ann", **said)
+        store.vote(pair, "skip", source="human:bob")
+        store.undo(store.vote(pair, "b", source="human:eve"), "human:eve")
+        store.vote(pair, "b", source="human:ann", kind="repeat")
+    assert export_file(tmp_path / "out.db", tmp_path / "v.jsonl", "votes").startswith(f"{tmp_path / 'v.jsonl'}: 3 votes from ")
+    first, *others = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text("utf-8").splitlines()]
+    assert isinstance(first.pop("created"), float)
+    compared = {"pair": pair, "prompt": "p", "a": "x", "b": "y", "reason": "random"}
+    assert first == compared | said | {
+        "choice": "a",
+        "source": "human:ann",
+        "tags": ["clear"],
+        "margin": None,
+        "share": None,
+        "kind": "vote",
+    }
+    assert [(vote["choice"], vote["source"], vote["kind"]) for vote in others] == [
+        ("skip", "human:bob", "vote"),
+        ("b", "human:ann", "repeat"),
+    ]
 
 
 CHATS = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]

@@ -86,7 +86,8 @@ def test_hosts_by_which_the_server_may_be_called(bound, host, allowed):
 def test_the_overview_counts_what_is_there(store, pair):
     more = store.add_pair(1, 1, store.add_answer(1, "third text"))
     for name, choice in (("ann", "a"), ("bob", "b")):
-        store.vote(pair, choice, source=f"human:{name}", left="a", seconds=3.0)
+        why = {"tags": ("clear", "kind"), "note": "It says so."} if name == "ann" else {}
+        store.vote(pair, choice, source=f"human:{name}", left="a", seconds=3.0, **why)
     store.vote(more, "a", source="human:ann", left="b")
     view = overview(Queue(store, overlap=2), Accounts(store))
     assert (view.num_complete, view.num_asked, view.num_held, view.num_disputed) == (1, 1, 0, 1)
@@ -95,7 +96,9 @@ def test_the_overview_counts_what_is_there(store, pair):
         ("human:ann", 2, 3.0),
         ("human:bob", 1, 3.0),
     ]
-    assert [(pair.a, pair.said) for pair in view.disputed] == [("left text", {"a": ["ann"], "b": ["bob"]})]
+    (disputed,) = view.disputed
+    assert (disputed.a, disputed.said) == ("left text", {"a": ["ann"], "b": ["bob"]})
+    assert disputed.reasons == [("ann", "clear, kind. It says so.")]  # bob gave none
 
 
 def test_the_overview_counts_the_pairs_that_lie_before_somebody_until_their_leases_run_out(store):

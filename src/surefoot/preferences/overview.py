@@ -57,6 +57,7 @@ class Disputed:
     b: Content
     models: tuple[str, str] | None
     said: dict[str, list[str]]  # choice -> names
+    reasons: list[tuple[str, str]]  # who gave tags or a note, and these
     settled: str | None
 
 
@@ -167,12 +168,15 @@ def _disputed(store: PreferenceStore, votes: list[Vote]) -> tuple[list[Disputed]
         for pair in differing[:MOST_DISPUTED]:
             prompt, a, b, model_a, model_b, reason = db.execute(PAIR, (pair,)).fetchone()
             said: dict[str, list[str]] = defaultdict(list)
+            reasons: list[tuple[str, str]] = []
             for vote in by_pair[pair]:
                 if vote.kind == "vote":
-                    said[vote.choice].append(vote.source.removeprefix("human:"))
+                    said[vote.choice].append(name := vote.source.removeprefix("human:"))
+                    if why := ". ".join(filter(None, (", ".join(vote.tags), vote.note))):
+                        reasons.append((name, why))
             texts = (json.loads(prompt), json.loads(a), json.loads(b))
             models = None if reason.startswith(BLIND) else (model_a, model_b)  # who settles is as blind as who voted
-            shown.append(Disputed(pair, *texts, models, dict(said), settled.get(pair)))
+            shown.append(Disputed(pair, *texts, models, dict(said), reasons, settled.get(pair)))
     return shown, len([pair for pair in differing if pair not in settled])
 
 
