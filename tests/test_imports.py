@@ -33,7 +33,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "control": ("core types config", "torch jaxtyping gymnasium safetensors PIL"),
     "lm": ("core types config", "torch jaxtyping transformers peft tokenizers safetensors gguf"),
     "rollout": ("types config lm", "torch jaxtyping transformers"),
-    "rewards": ("types config lm", "torch jaxtyping transformers safetensors jsonschema"),
+    "rewards": ("types config lm", "torch jaxtyping transformers safetensors jsonschema referencing"),
     "preferences": ("config", "fastapi uvicorn jinja2 starlette pydantic"),  # no torch: an annotator's laptop
     "runtime": ("types config", "torch safetensors"),
     "runs": ("types config", "torch safetensors yaml tensorboard wandb trackio mlflow"),

@@ -45,10 +45,10 @@ def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardS
 def _named_source(cfg: Config, backbone: Backbone, source: str) -> RewardSource:
     if is_url(source):
         return HttpReward(source, cfg.reward_source, is_stopping=lambda: STOP.requested is not None)
+    if (check := verifiable(source)) is not None:  # before any look for a file: a pattern may be longer than a name can be
+        return FunctionReward(check, source)
     if Path(source).exists():
         return load_reward(Path(source), backbone, cfg.reward_source, may_share=cfg.model.tuning == "lora")
-    if (check := verifiable(source)) is not None:
-        return FunctionReward(check, source)
     if ":" in source:
         return FunctionReward(load_function(source), source)
     raise ConfigError(f"reward_source.source = {source!r}: no such folder, and no module:function. Name one of the two.")

@@ -17,7 +17,7 @@ import typer
 
 from surefoot import __version__, cli_run, cli_store
 from surefoot.cli_words import env_words, split_words
-from surefoot.errors import ConfigError, DataError, Interrupted, SurefootError
+from surefoot.errors import ConfigError, DataError, Interrupted, SurefootError, too_long
 
 USAGE_STATUS = 2
 TYPER_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
@@ -246,6 +246,11 @@ def run(arguments: Sequence[str]) -> int:
     except SurefootError as problem:
         _complain(type(problem).__name__, str(problem))
         return problem.exit_status
+    except OSError as problem:
+        if (refusal := too_long(problem)) is None:
+            raise
+        _complain(type(refusal).__name__, str(refusal))
+        return refusal.exit_status
     except KeyboardInterrupt:
         status = TYPER_INTERRUPTED
     except typer.Abort as stop:  # what typer makes of any EOFError, one of a dead worker process too

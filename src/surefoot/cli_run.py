@@ -95,6 +95,7 @@ def run_seeds(cfg: Config, seeds: int, path: Path, resume: Literal["auto", "neve
 
 def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never"], **given: Any) -> None:
     from surefoot.dry_run import memory_line
+    from surefoot.errors import too_long
     from surefoot.launch import usable_cores
     from surefoot.progress import make_progress
     from surefoot.runs import RunFolder
@@ -108,9 +109,11 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
                 progress.say(sentence)
             return
         progress.say(f"{verb}: run folder {path}; threads: {os.environ['OMP_NUM_THREADS']} of {usable_cores()} cores")
-        progress.say(memory_line(cfg, verb))
         try:
+            progress.say(memory_line(cfg, verb))
             stage.run(cfg, folder, progress, **given)
+        except OSError as problem:
+            raise too_long(problem) or problem from None
         finally:
             progress.stop()
         if not (path / "report.html").exists():  # a chain of stages has written its own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class SurefootError(Exception):
     """Something a user can mend. The command line prints it as one line and exits with `exit_status`."""
@@ -55,5 +57,25 @@ class Paused(Interrupted):
 
 def told(error: BaseException) -> str:
     """An exception of somebody else's code within a line of ours: its type and what it says, ends of line made spaces."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    words = " ".join(said(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def too_long(problem: OSError) -> ConfigError | None:
+    """The refusal of a name that no file can have; None where the problem is another."""
+    if problem.errno != errno.ENAMETOOLONG:
+        return None
+    return ConfigError(f"{str(problem.filename)[:60]}... is longer than a file's name can be, 255 bytes. Use a shorter one.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of a library says, or its type where it says nothing."""
+    return next(iter(said(error).strip().splitlines()), "") or type(error).__name__
+
+
+def said(value: object) -> str:
+    """str(value), or nothing where somebody's own __str__ raises."""
+    try:
+        return str(value)
+    except Exception:
+        return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,12 @@ def import_preferences(store: PreferenceStore, path: Path, source: str | None = 
 
 def _read(path: Path) -> tuple[tuple[PreferenceRow, ...], str]:
     data = read_rows(path, "preferences")
+    for number, row in enumerate(data.rows, start=1):
+        if canonical(row.chosen) == canonical(row.rejected):
+            told = canonical(row.prompt)[:80]
+            raise DataError(
+                f"{path}: chosen and rejected are equal in preference {number}, after the prompt {told}. Leave the row out."
+            )
     return data.rows, data.description
 
 
@@ -55,8 +62,6 @@ def _add(store: PreferenceStore, read: tuple[tuple[PreferenceRow, ...], str], pa
             seen[key] += 1
             prompt = store.add_prompt(row.prompt)
             chosen, rejected = (store.add_answer(prompt, content) for content in (row.chosen, row.rejected))
-            if chosen == rejected:
-                raise DataError(f"{path}: chosen and rejected are equal after the prompt {texts[0][:80]}. Leave the row out.")
             pair = store.add_pair(prompt, min(chosen, rejected), max(chosen, rejected), reason=f"imported from {path.name}")
             idempotency_key = f"{key}-{seen[key]}"
             if row.target == 0.5:
@@ -92,8 +97,11 @@ def export_preferences(store: PreferenceStore, path: Path, format: str = "trl") 
     """
     if format not in WRITERS:
         raise DataError(f"cannot export as {format!r}. Use one of {', '.join(WRITERS)}.")
-    if path.resolve() == store.path.resolve():
-        raise DataError(f"{path} is the preference store itself. Export to another file.")
+    path = path.resolve()
+    if path in [Path(f"{store.path.resolve()}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")]:
+        raise DataError(f"{path} is the preference store itself, or holds its newest votes. Export to another file.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is there and is no plain file. Export to another.")
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with part.open("wb") as file:
@@ -111,6 +119,7 @@ def export_preferences(store: PreferenceStore, path: Path, format: str = "trl") 
             f"{path} cannot be written: {error.strerror or error}. Check the folder and the space on the disk."
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed before is what is told
+            part.unlink(missing_ok=True)
     what = "votes" if format == "votes" else "preferences"
     return f"{path}: {count:,} {what} from {store.path}, format {format}"

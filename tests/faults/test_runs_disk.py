@@ -135,6 +135,15 @@ def test_final_that_does_not_fit_leaves_the_final_before(tmp_path: Path) -> None
         assert [entry for entry in os.listdir(tmp_path) if entry.startswith(".")] == []
 
 
+def test_a_disk_that_is_full_when_a_tokenizer_is_saved_is_told_like_any_other(tmp_path: Path) -> None:
+    with (
+        open_run(tmp_path) as folder,
+        pytest.raises(RunError, match=r"cannot write final/: no room left\. Free some room"),
+        folder.final(),
+    ):
+        raise Exception("No space left on device (os error 28)")  # what the library tokenizers raises
+
+
 def test_an_error_of_another_file_inside_final_keeps_its_own_words(tmp_path: Path) -> None:
     with open_run(tmp_path) as folder, pytest.raises(PermissionError, match="elsewhere"), folder.final():
         raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from surefoot.build import build_evaluate
 from surefoot.config import Config, ModelConfig
-from surefoot.errors import ConfigError, ModelError
+from surefoot.errors import ConfigError, DataError, ModelError
 from surefoot.lm.adapters import add_adapter
 from surefoot.lm.backbone import Backbone, load_backbone
+from surefoot.lm.plan import model_sizes
 from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tiny import tiny_model, tiny_tokenizer
 from tiny_language import TEXTS, context_of, make_backbone, make_completions, make_policy, make_prompts, moved, random_rows
@@ -47,6 +49,51 @@ def test_every_eos_of_the_generation_config_ends_an_answer(model: Any, tokenizer
         one = copy.deepcopy(model)
         one.generation_config.eos_token_id = given
         assert make_backbone(one, tokenizer).codec.eos_ids == expected
+
+
+def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+    make_backbone(model, tokenizer).save(folder)
+    return folder
+
+
+def test_weights_that_are_cut_short_or_missing_are_refused_and_none_are_made_up(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model", model, tokenizer)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-100], b"", b"weights"):
+        weights.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"model\.name = '.*' cannot be loaded as a causal language model: \w"):
+            load_backbone(ModelConfig(name=str(folder)))
+    weights.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] + 1}))
+    layer = f"model.layers.{config['num_hidden_layers']}"
+    with pytest.raises(ModelError, match=rf"lacks 9 of the tensors that its config\.json asks for, {layer}\.\S+ for one"):
+        load_backbone(ModelConfig(name=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": "many"}, {"num_attention_heads": 0}, {"hidden_size": None}, {"vocab_size": -3}], ids=str
+)
+def test_a_configuration_that_no_model_can_have_is_one_line(
+    change: dict[str, Any], model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model", model, tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    for read in (model_sizes, load_backbone):
+        with pytest.raises(ModelError, match=r"^model\.name = .*: "):
+            read(ModelConfig(name=str(folder)))
+
+
+def test_what_a_chat_template_refuses_is_told_with_the_prompt(model: Any, tokenizer: Any) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    codec = make_backbone(model, strict).codec
+    with pytest.raises(DataError, match=r"chat template refuses the prompt .*Hi.*: roles must alternate\. Mend either"):
+        codec.prompt_ids([{"role": "user", "content": "Hi"}])
 
 
 @pytest.mark.parametrize(

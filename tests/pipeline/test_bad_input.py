@@ -230,6 +230,39 @@ def test_a_reward_function_that_gives_no_numbers_is_never_trained_on(body: str, 
     assert said.startswith(f"RewardError: reward function {line}")
 
 
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sft", TINY, f"--data.train={LONG}.jsonl"],
+        ["sft", f"--model.name={LONG}", "--data.train=rows.jsonl"],
+        ["sft", f"{LONG}.yaml"],
+        ["ppo", TINY, "--data.prompts=prompts.jsonl", f"--reward_source.source={LONG}", *SMALL],
+        ["reward", TINY, f"--reward.store={LONG}.db"],
+    ],
+    ids=["data", "model", "settings", "reward", "store"],
+)
+def test_a_name_that_no_file_can_have_is_refused(words: list[str], refused: Refused) -> None:
+    assert refused(*words).startswith(f"ConfigError: {'n' * 60}... is longer than a file's name can be, 255 bytes.")
+
+
+def test_a_pattern_may_be_longer_than_any_name() -> None:
+    pattern = "|".join(f"word{i}" for i in range(60))
+    assert run([*ppo(f"--reward_source.source=regex:{pattern}"), "--out", "long"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("", "the run folder would be the working directory"), ("q\udcff", "is no name in UTF-8")]
+)
+def test_a_run_folder_that_cannot_be_one_is_refused(out: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().iterdir())
+    assert run(["sft", TINY, "--data.train=rows.jsonl", "--out", out]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(Path().iterdir()) == before
+
+
 def test_a_name_that_is_no_function_and_one_that_is_no_folder_are_refused(refused: Refused) -> None:
     reward_module("return [0.0]")
     assert "has no function 'scores'. Its functions: score." in refused(*ppo("--reward_source.source=rewards:scores"))
@@ -264,6 +297,10 @@ def test_an_annotator_that_raises_or_prefers_nothing_known_stores_no_vote(refuse
     line = refused(*words, "--pairs.annotator=raises:prefer")
     assert line == (
         "RewardError: annotator raises:prefer raised ValueError: no taste. No vote of this batch of prompts was stored."
+    )
+    Path("arrays.py").write_text("import numpy\ndef prefer(prompt, a, b):\n    return numpy.array(['a', 'b'])\n")
+    assert refused(*words, "--pairs.annotator=arrays:prefer").startswith(
+        """RewardError: annotator arrays:prefer returned ndarray "['a' 'b']"; it must return 'a'"""
     )
     Path("left.py").write_text("def prefer(prompt, a, b):\n    return 'left'\n")
     assert refused(*words, "--pairs.annotator=left:prefer").startswith(

@@ -124,7 +124,7 @@ def test_a_bad_row_leaves_neither_a_vote_nor_a_store(tmp_path):
 
 def test_equal_answers_are_refused_and_nothing_of_the_file_is_kept(store, tmp_path):
     file = written(tmp_path / "x.jsonl", ROW, {"prompt": "p", "chosen": "same", "rejected": "same"})
-    with pytest.raises(DataError, match='chosen and rejected are equal after the prompt "p"'):
+    with pytest.raises(DataError, match='chosen and rejected are equal in preference 2, after the prompt "p"'):
         import_preferences(store, file)
     assert store.counts().prompts == 0
 
@@ -153,7 +153,14 @@ def refusal(store: PreferenceStore, path: Path, format: str = "trl") -> str:
 def test_exports_that_cannot_be_are_refused_and_leave_no_file(store, pair, tmp_path):
     out = tmp_path / "out.jsonl"
     assert refusal(store, out) == f"{store.path} holds no preferences (1 pairs, 0 votes). Collect votes first."
-    assert refusal(store, store.path) == f"{store.path} is the preference store itself. Export to another file."
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        own = Path(f"{store.path}{suffix}")
+        assert refusal(store, own) == f"{own} is the preference store itself, or holds its newest votes. Export to another file."
+    for name in ("", ".", "/dev/null", str(tmp_path)):
+        assert refusal(store, Path(name)).endswith(" is there and is no plain file. Export to another.")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: Not a directory" in refusal(store, tmp_path / "file/out.jsonl")
+    (tmp_path / "file").unlink()
     assert refusal(store, out, "xml") == "cannot export as 'xml'. Use one of trl, parquet, label-studio, argilla, votes."
     nowhere = tmp_path / "no" / "out.jsonl"
     assert refusal(store, nowhere) == (

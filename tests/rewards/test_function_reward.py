@@ -21,6 +21,11 @@ from tiny_language import make_completions, make_prompts
 PROMPTS, ANSWERS = make_prompts([[3], [4, 5]], pad_id=0), make_completions([[6], [7, 8]], pad_id=0)
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even that")
+
+
 def scored(function: Callable[..., Any]) -> Scores:
     return FunctionReward(function, "score").score(PROMPTS, ANSWERS)
 
@@ -54,6 +59,17 @@ def test_numbers_in_any_usual_container_are_taken(returned: Any) -> None:
         ([0.0, "1"], "returned str '1' for answer 1; a score is a number (or None)."),
         ([0.0, math.nan], "returned nan for answer 1 ('answer 1'); a score is finite, or None."),
         ([0.0, 10**400], "returned inf for answer 1 ('answer 1'); a score is finite, or None."),
+        ([0.0, 1j], "returned complex '1j' for answer 1; a score is a number (or None)."),
+        ([0.0, np.complex128(1j)], "returned complex128 '1j' for answer 1; a score is a number (or None)."),
+        ([0.0, np.datetime64("2020-01-01")], "returned datetime64 '2020-01-01' for answer 1; a score is a number (or None)."),
+        (
+            [0.0, torch.zeros((), device="meta")],
+            "returned Tensor \"tensor(..., device='meta', size=())\" for answer 1; a score is a number (or None).",
+        ),
+        (
+            torch.tensor(1.0),
+            "returned Tensor 'tensor(1.)', no list of 2 numbers: TypeError: object of type 'float' has no len().",
+        ),
         # a float64 that float32 cannot hold would be trained on as inf
         ([0.0, 1e39], "returned 1e+39 for answer 1 ('answer 1'); a score lies within 3.4e+38 of 0, the range of float32."),
     ],
@@ -66,7 +82,12 @@ def test_anything_else_is_refused_with_what_it_was(returned: Any, said: str) -> 
 
 @pytest.mark.parametrize(
     "error, said",
-    [(ValueError("no\n  taste"), "ValueError: no taste"), (SystemExit(0), "SystemExit: 0"), (KeyError(), "KeyError")],
+    [
+        (ValueError("no\n  taste"), "ValueError: no taste"),
+        (SystemExit(0), "SystemExit: 0"),
+        (KeyError(), "KeyError"),
+        (Speechless(), "Speechless"),
+    ],
 )
 def test_whatever_a_users_function_raises_is_one_line_and_no_end_of_the_run(error: BaseException, said: str) -> None:
     with pytest.raises(RewardError) as refusal:
@@ -75,6 +96,12 @@ def test_whatever_a_users_function_raises_is_one_line_and_no_end_of_the_run(erro
     with pytest.raises(RewardError) as refusal:
         verdicts(raises(error), "taste", ["a"], ["b"])
     assert str(refusal.value) == f"judge taste raised {said}. It must return one number a text."
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, device="meta"), torch.zeros(2).to_sparse()], ids=["meta", "sparse"])
+def test_a_tensor_that_holds_no_list_of_numbers_is_refused(value: torch.Tensor) -> None:
+    with pytest.raises(RewardError, match=r"returned Tensor .*, no list of 2 numbers: "):
+        scored(returns(value))
 
 
 def test_a_builtin_that_tells_no_parameters_is_called_with_prompts_and_answers() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -145,6 +147,39 @@ def test_json_is_held_against_its_schema(tmp_path: Path) -> None:
         verifiable(f"json_schema:{file}")
     with pytest.raises(ConfigError, match="cannot be read"):
         verifiable(f"json_schema:{tmp_path / 'none'}")
+
+
+class Fetched(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"true")
+
+
+def test_a_schema_that_names_another_is_not_fetched_and_references_within_the_file_hold(tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema", reason="the extra: verify")
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"$ref": "#/$defs/stars", "$defs": {"stars": {"type": "integer"}}}))
+    assert check(f"json_schema:{file}", ["3", '"3"']) == [1.0, 0.0]
+    with HTTPServer(("127.0.0.1", 0), Fetched) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/schema.json"
+        file.write_text(json.dumps({"$ref": url}))
+        with pytest.raises(RewardError, match=f"the reference '{url}' is not in the file, and nothing is fetched. Copy it"):
+            check(f"json_schema:{file}", ["1"])
+        server.shutdown()
+    assert Fetched.asked == []
+
+
+@pytest.mark.parametrize("text", ['{"$schema": 5}', "[" * 99_999, "{", "3"])
+def test_a_file_that_is_no_schema_is_refused(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema", reason="the extra: verify")
+    (tmp_path / "schema.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"schema\.json is no JSON schema"):
+        verifiable(f"json_schema:{tmp_path / 'schema.json'}")
 
 
 def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,12 +92,12 @@ def test_every_file_and_folder_is_synced_before_the_rename_and_the_parent_after_
             (final / "card").write_text("2")
         monkeypatch.undo()
     where = events.index("rename to final")
-    assert {"deep", "weights", "card", f".final.tmp-{os.getpid()}"} == set(events[:where])
+    assert {"deep", "weights", "card", f".final.surefoot-tmp-{os.getpid()}"} == set(events[:where])
     assert events[where + 1] == "run"
     events = saving
     where = events.index("rename to checkpoint-1")
     files = {"metrics.jsonl", "policy.safetensors", "optimizer.safetensors", "values.json", "manifest.json"}
-    assert files | {f".checkpoint-1.tmp-{os.getpid()}"} <= set(events[:where])
+    assert files | {f".checkpoint-1.surefoot-tmp-{os.getpid()}"} <= set(events[:where])
     assert events[:where].index("metrics.jsonl") < events[:where].index("policy.safetensors")
     assert events[where + 1 :] == ["run"]
 
@@ -109,12 +109,21 @@ def folder_with(path: Path, text: str) -> Path:
 
 
 def test_leftovers_of_dead_processes_are_cleared_and_nothing_else(tmp_path: Path) -> None:
-    folder_with(tmp_path / ".checkpoint-4.tmp-123", "half")
-    folder_with(tmp_path / ".checkpoint-1.trash-123", "half deleted")
-    (tmp_path / ".manifest.json.tmp-99").write_text("half")
+    folder_with(tmp_path / ".checkpoint-4.surefoot-tmp-123", "half")
+    folder_with(tmp_path / ".checkpoint-1.surefoot-trash-123", "half deleted")
+    (tmp_path / ".manifest.json.surefoot-tmp-99").write_text("half")
     folder_with(tmp_path / "final", "new")
-    folder_with(tmp_path / ".final.old-123", "old")
-    others = [".git", ".tmp-1", "checkpoint-4.tmp-1", ".x.tmp-", ".x.tmp-12a", ".notes"]
+    folder_with(tmp_path / ".final.surefoot-old-123", "old")
+    others = [
+        ".git",
+        ".bashrc.old-20240101",
+        ".notes.tmp-1",
+        ".surefoot-tmp-1",
+        "checkpoint-4.surefoot-tmp-1",
+        ".x.surefoot-tmp-",
+        ".x.surefoot-tmp-12a",
+        ".notes",
+    ]
     for name in others:
         folder_with(tmp_path / name, "mine")
     assert clear_leftovers(tmp_path) == []
@@ -123,8 +132,8 @@ def test_leftovers_of_dead_processes_are_cleared_and_nothing_else(tmp_path: Path
 
 
 def test_a_replacement_that_was_never_finished_gives_the_old_version_back(tmp_path: Path) -> None:
-    folder_with(tmp_path / ".final.old-123", "old")
-    folder_with(tmp_path / ".final.tmp-123", "complete, but not in place")
+    folder_with(tmp_path / ".final.surefoot-old-123", "old")
+    folder_with(tmp_path / ".final.surefoot-tmp-123", "complete, but not in place")
     assert clear_leftovers(tmp_path) == ["final: its replacement was never finished; the version before stands again"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final" / "file").read_text() == "old"
@@ -135,7 +144,7 @@ def test_wherever_a_replacement_stops_one_whole_version_stands_after_clearing(
     dies_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = folder_with(tmp_path / "final", "old")
-    temporary = folder_with(tmp_path / f".final.tmp-{os.getpid()}", "new")
+    temporary = folder_with(tmp_path / f".final.surefoot-tmp-{os.getpid()}", "new")
     rename, calls = os.rename, []
 
     def dying(source: Path, place: Path) -> None:
@@ -155,6 +164,17 @@ def test_wherever_a_replacement_stops_one_whole_version_stands_after_clearing(
     assert (target / "file").read_text() == ("new" if dies_at == 3 else "old")
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere", "file"])
+def test_what_stands_in_the_place_of_a_folder_gives_way_and_a_link_is_not_followed(target: str, tmp_path: Path) -> None:
+    elsewhere = folder_with(tmp_path / "elsewhere", "mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "final").symlink_to(tmp_path / target)
+    move_into_place(folder_with(tmp_path / ".final.surefoot-tmp-1", "new"), tmp_path / "final")
+    assert not (tmp_path / "final").is_symlink() and (tmp_path / "final/file").read_text() == "new"
+    assert (elsewhere / "file").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "file", "final"]
+
+
 @pytest.mark.parametrize(
     ("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)]
 )
@@ -163,7 +183,7 @@ def test_whoever_may_read_a_folder_may_read_the_weights_in_it(
 ) -> None:
     before = os.umask(mask)
     try:
-        temporary = tmp_path / ".final.tmp-1"
+        temporary = tmp_path / ".final.surefoot-tmp-1"
         (temporary / "member-1").mkdir(parents=True)
         for folder in (temporary, temporary / "member-1"):
             (folder / "model.safetensors").write_bytes(b"weights")

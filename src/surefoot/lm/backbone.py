@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from surefoot.config import ModelConfig
-from surefoot.errors import ModelError
+from surefoot.errors import ModelError, first_line
 from surefoot.lm.adapters import active_adapter, plain_state_dict
 from surefoot.lm.attention import set_attention
 from surefoot.lm.logits import Head
@@ -225,12 +225,20 @@ def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype) -> tuple
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+            model, found = loaded
+    except Exception as error:  # damaged files raise anything
         raise ModelError(
-            f"model.name = {name!r} cannot be loaded as a causal language model: {first} Name a folder, a hub name, or embedded."
+            f"model.name = {name!r} cannot be loaded as a causal language model: {first_line(error)} "
+            "Name a folder, a hub name, or embedded."
         ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers would make them up
+        raise ModelError(
+            f"model.name = {name!r} lacks {len(missing)} of the tensors that its config.json asks for, {missing[0]} for one. "
+            "Copy the model again, or name one of a causal language model."
+        )
     return model, tokenizer
 
 

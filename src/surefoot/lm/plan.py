@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from surefoot.config import ModelConfig
-from surefoot.errors import ModelError
+from surefoot.errors import ModelError, first_line
 from surefoot.lm.backbone import resolve
 
 
@@ -40,11 +40,10 @@ def model_sizes(cfg: ModelConfig) -> ModelSizes:
     source = resolve(cfg.name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model.name = {cfg.name!r}: its configuration cannot be read: {first}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # figures that no model can have raise anything
+        raise ModelError(f"model.name = {cfg.name!r}: its configuration cannot be read: {first_line(error)}") from error
     head = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     text = config.get_text_config()

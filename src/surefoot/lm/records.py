@@ -225,7 +225,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Record]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", record
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}.") from None
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from surefoot.errors import DataError
+from surefoot.errors import DataError, first_line
 
 Text = str | Sequence[dict[str, str]]  # plain text, or messages with role and content
 
@@ -121,7 +121,13 @@ class Codec:
             raise DataError(
                 "the tokenizer has no chat template, and the prompts are messages. Use string prompts, or a chat model."
             )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is somebody's program: it refuses roles, or fails
+            raise DataError(
+                f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {first_line(error)}. Mend either, "
+                'or use string prompts with model.template = "plain".'
+            ) from error
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """Ids of a prompt. A template that writes BOS itself is not given a second one; an empty prompt becomes BOS."""

@@ -146,7 +146,7 @@ def _members(folder: Path) -> list[str]:
     path = folder / FILE
     try:
         names = json.loads(path.read_text(encoding="utf-8"))["members"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is no list of members. Train the ensemble again.") from error
     if not isinstance(names, list) or not names or not all(_is_member(folder, name) for name in names):
         raise ModelError(f"{path} names members that are no folders beside it: {str(names)[:80]}. Train the ensemble again.")

@@ -12,11 +12,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import torch
 
-from surefoot.errors import ConfigError, RewardError, told
+from surefoot.errors import ConfigError, RewardError, said, told
 from surefoot.types import Completions, Prompts, Scores
 
 LARGEST = torch.finfo(torch.float32).max  # beyond it a score would be inf where it is trained on
@@ -59,20 +61,30 @@ class FunctionReward:
             raise RewardError(
                 f"reward function {self.name} returned {_shown(returned)}; it must return a list of {len(answers)} numbers."
             )
-        rows = returned.tolist() if isinstance(returned, torch.Tensor) or _is_array(returned) else list(returned)
-        if len(rows) != len(answers):
+        try:
+            rows = returned.tolist() if isinstance(returned, torch.Tensor) or _is_array(returned) else list(returned)
+            count = len(rows)
+        except Exception as error:  # a sparse tensor, one without values or without a length, a sequence of somebody's own
             raise RewardError(
-                f"reward function {self.name} returned {len(rows)} numbers for {len(answers)} answers; it must return one each."
+                f"reward function {self.name} returned {_shown(returned)}, no list of {len(answers)} numbers: {told(error)}."
+            ) from error
+        if count != len(answers):
+            raise RewardError(
+                f"reward function {self.name} returned {count} numbers for {len(answers)} answers; it must return one each."
             )
         return [None if row is None else self._number(row, i, answers[i]) for i, row in enumerate(rows)]
 
     def _number(self, row: Any, index: int, answer: str) -> float:
-        if isinstance(row, (str, bytes)) or (not isinstance(row, (int, float)) and not _is_scalar(row)):
+        try:
+            plain = row.item() if _is_scalar(row) else row
+        except Exception:  # a tensor without values
+            plain = None
+        if not isinstance(plain, (Real, Decimal)):  # a complex number is none of these: its imaginary part would be dropped
             raise RewardError(
                 f"reward function {self.name} returned {_shown(row)} for answer {index}; a score is a number (or None)."
             )
         try:
-            number = float(row)
+            number = float(plain)
         except OverflowError:  # a whole number of more than 308 digits
             number = math.inf
         if not math.isfinite(number):
@@ -128,4 +140,4 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    return f"{type(value).__name__} {said(value)[:40]!r}"

@@ -8,6 +8,7 @@ adapter only the head is read, and no second copy of the weights is loaded. With
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from surefoot.errors import ModelError
+from surefoot.errors import ModelError, first_line
 from surefoot.lm.adapters import plain_state_dict
 from surefoot.lm.backbone import Backbone, save_weights
 from surefoot.lm.roles import RewardScorer
@@ -51,8 +52,13 @@ def read_facts(folder: Path) -> RewardFacts:
     if not path.exists():
         return RewardFacts()
     try:
-        return RewardFacts(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        facts = RewardFacts(**json.loads(path.read_text(encoding="utf-8")))
+        if not (math.isfinite(facts.mean) and 0 < facts.deviation < math.inf and 0 < facts.temperature < math.inf):
+            raise ValueError(
+                f"mean {facts.mean}, deviation {facts.deviation} and temperature {facts.temperature} are no unit of scores"
+            )
+        return facts
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} is not a reward model's sidecar: {error}. Train the reward model again, or remove the file."
         ) from error
@@ -212,10 +218,13 @@ def _separate(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{named} = {str(folder)!r} cannot be loaded as a reward model: {first}") from error
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # damaged files raise anything
+        raise ModelError(f"{named} = {str(folder)!r} cannot be loaded as a reward model: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would make them up, the head of a language model for one
+        raise ModelError(f"{named} = {str(folder)!r} is no reward model: {missing[0]} is not among its weights.")
     if model.config.num_labels != 1:
         raise ModelError(f"{named} = {str(folder)!r} has {model.config.num_labels} labels; a reward model has one.")
     same = policy is not None and policy.has_ids_of(tokenizer)

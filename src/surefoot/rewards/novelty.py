@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from surefoot.errors import ModelError, first_line
 
 FILE = "trained_on.safetensors"
 QUANTILES = 101  # kept of the held-out answers' distances: the 0th to the 100th percentile
@@ -70,8 +73,13 @@ class TrainedOn:
         """What stands beside the reward model in `folder`; None where it was made elsewhere."""
         if not (folder / FILE).exists():
             return None
-        found = load_file(folder / FILE)
-        return cls(**{name: part.double() for name, part in found.items()})
+        try:
+            return cls(**{name: part.double() for name, part in load_file(folder / FILE).items()})
+        except (OSError, TypeError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder / FILE} cannot be read: {first_line(error)}. Train the reward model again, or remove the file, without "
+                "which distances are not measured."
+            ) from error
 
 
 def trained_on(batches: Iterable[Float[Tensor, "B D"]]) -> TrainedOn:

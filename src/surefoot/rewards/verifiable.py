@@ -89,6 +89,8 @@ def valid_json(file: str) -> Check:
     try:
         from jsonschema import validators
         from jsonschema.exceptions import SchemaError
+        from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import EMPTY_REGISTRY
     except ImportError as error:
         raise ConfigError(
             f'json_schema:{file} needs the extra verify: pip install "surefoot[verify]" brings jsonschema.'
@@ -99,13 +101,18 @@ def valid_json(file: str) -> Check:
         kind.check_schema(schema)
     except OSError as error:
         raise ConfigError(f"json_schema:{file}: the file cannot be read ({error.strerror}). Name a JSON schema.") from error
-    except (ValueError, TypeError, SchemaError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, SchemaError) as error:
         said = error.message if isinstance(error, SchemaError) else error
         raise ConfigError(f"json_schema:{file} is no JSON schema: {said}. Mend the file.") from error
-    validator = kind(schema)
+    validator = kind(schema, registry=EMPTY_REGISTRY)  # jsonschema's own would fetch what a $ref names
 
     def json_schema(prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        return [float(_is_valid(validator, answer)) for answer in completions]
+        try:
+            return [float(_is_valid(validator, answer)) for answer in completions]
+        except Unresolvable as error:
+            raise RewardError(
+                f"json_schema:{file}: the reference {error.ref!r} is not in the file, and nothing is fetched. Copy it into $defs."
+            ) from error
 
     return json_schema
 

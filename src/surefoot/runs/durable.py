@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written beside their place, synced, renamed, the parent synced.
 
-Names of things that are not in place yet: `.NAME.tmp-PID` (being written), `.NAME.old-PID` (the version before, until the new one
-stands), `.NAME.trash-PID` (being deleted). `clear_leftovers` settles what a killed process left of them.
+Names of things that are not in place yet: `.NAME.surefoot-tmp-PID` (being written), `.NAME.surefoot-old-PID` (the version before,
+until the new one stands), `.NAME.surefoot-trash-PID` (being deleted). `clear_leftovers` settles what a killed process left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from surefoot.errors import RunError
 
 NAME = re.compile(r"[a-z0-9_][a-z0-9._-]{0,63}")
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old|trash)-[0-9]+")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.surefoot-(?P<kind>tmp|old|trash)-[0-9]+")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -111,8 +111,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def beside(path: Path, kind: str) -> Path:
-    """`.NAME.KIND-PID` in the same folder, so that a rename stays on one file system."""
-    return path.with_name(f".{path.name}.{kind}-{os.getpid()}")
+    """`.NAME.surefoot-KIND-PID` in the same folder, so that a rename stays on one file system."""
+    return path.with_name(f".{path.name}.surefoot-{kind}-{os.getpid()}")
 
 
 def open_like_folder(folder: Path) -> None:
@@ -132,7 +132,7 @@ def move_into_place(temporary: Path, target: Path) -> None:
     """
     open_like_folder(temporary)
     old = beside(target, "old")
-    replaced = target.exists()
+    replaced = os.path.lexists(target)
     if replaced:
         os.rename(target, old)
     os.rename(temporary, target)
@@ -146,7 +146,10 @@ def remove_folder(path: Path) -> None:
     trash = path if _LEFTOVER.fullmatch(path.name) else beside(path, "trash")
     if trash != path:
         os.rename(path, trash)
-    shutil.rmtree(trash)
+    if trash.is_dir() and not trash.is_symlink():
+        shutil.rmtree(trash)
+    else:  # a link of the user's to another place, which stays
+        trash.unlink()
 
 
 def clear_leftovers(folder: Path) -> list[str]:
@@ -168,10 +171,12 @@ def clear_leftovers(folder: Path) -> list[str]:
     return put_back
 
 
-def number_of_error(error: OSError | SafetensorError) -> int | None:
-    """The errno. safetensors says it in the text alone: "I/O error: No space left on device (os error 28)"."""
+def number_of_error(error: Exception) -> int | None:
+    """The errno. safetensors and tokenizers (its plain Exception) say it in the text alone: "No space left (os error 28)"."""
     if isinstance(error, OSError):
         return error.errno
+    if not isinstance(error, SafetensorError) and type(error) is not Exception:
+        return None
     match = re.search(r"os error ([0-9]+)", str(error))
     return int(match[1]) if match else None
 
@@ -188,7 +193,7 @@ def explained(action: str, folder: Path, needed: int | None = None, kept: str = 
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         number = number_of_error(error)
         elsewhere = isinstance(error, OSError) and error.filename is not None and not _lies_in(error.filename, folder)
         if number not in (*_NO_ROOM, *_NO_ACCESS) or elsewhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,4 +22,4 @@ def source_digest(sources: Sequence[str]) -> str:
     """What the reward sources are: the hashes of their folders, or their names where they are functions or servers."""
     if not sources:
         return "an object"
-    return ", ".join(hash_folder(Path(source)) if Path(source).is_dir() else source for source in sources)
+    return ", ".join(hash_folder(Path(source)) if os.path.isdir(source) else source for source in sources)

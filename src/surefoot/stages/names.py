@@ -9,7 +9,8 @@ from surefoot.config import Config
 
 def model_of(name: str) -> str:
     """The model folder that `name` means: a run folder's final model, a demo's or the last round's policy, or the name itself."""
-    rounds = sorted(Path(name).glob("ppo-*/final/config.json"), key=lambda path: int(path.parts[-3].partition("-")[2]))
+    numbered = [(path, path.parts[-3].partition("-")[2]) for path in Path(name).glob("ppo-*/final/config.json")]
+    rounds = [path for path, number in sorted(numbered, key=lambda one: one[1].zfill(9)) if number.isdigit()]
     for inside in ("final", "ppo/final", *(str(path.parent.relative_to(name)) for path in rounds[-1:]), "sft/final"):
         if (Path(name) / inside / "config.json").exists():
             return str(Path(name) / inside)

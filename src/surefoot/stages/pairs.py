@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from surefoot.config import Config
-from surefoot.errors import RewardError, told
+from surefoot.errors import RewardError, said, told
 from surefoot.lm.batches import text_of
 from surefoot.preferences import CHOICES, Choice, PreferenceStore
 from surefoot.progress import Progress
@@ -166,14 +166,15 @@ def said_by(name: str, annotator: Annotator, prompt: str, a: str, b: str) -> tup
     Raises: RewardError where it raises, or says something else.
     """
     try:
-        said: Any = annotator(prompt, a, b)
+        returned: Any = annotator(prompt, a, b)
     except (Exception, SystemExit) as error:  # an annotator may be anybody's function
         raise RewardError(f"annotator {name} raised {told(error)}. No vote of this batch of prompts was stored.") from error
-    choice, strength = said if isinstance(said, tuple) and len(said) == 2 else (said, None)
-    fits = strength is None or (choice in ("a", "b") and type(strength) is int and 1 <= strength <= 4)
-    if choice not in CHOICES or not fits:
+    choice, strength = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+    is_choice = isinstance(choice, str) and choice in CHOICES
+    if not is_choice or not (strength is None or (choice in ("a", "b") and type(strength) is int and 1 <= strength <= 4)):
+        what = repr(returned) if isinstance(returned, (str, tuple)) else f"{type(returned).__name__} {said(returned)[:60]!r}"
         raise RewardError(
-            f"annotator {name} returned {said!r}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip', or ('a', STRENGTH) or "
+            f"annotator {name} returned {what}; it must return 'a', 'b', 'tie', 'both_bad' or 'skip', or ('a', STRENGTH) or "
             "('b', STRENGTH) with a strength of 1, 2, 3 or 4."
         )
     return choice, strength
