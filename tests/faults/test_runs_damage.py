@@ -71,6 +71,22 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "run.lock"])
+def test_a_folder_in_the_place_of_a_file_is_told(name: str, copy: Path) -> None:
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).mkdir()
+    with pytest.raises(RunError, match=rf"{name}: a folder stands in its place\. Move that away"):
+        RunFolder.open(copy, verb="sft", cfg=Config())
+
+
+@pytest.mark.parametrize(("name", "value"), [("inputs", None), ("inputs", []), ("outputs", []), ("facts", [])])
+def test_a_manifest_whose_parts_are_no_mappings_is_none(name: str, value: Any, copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+    with pytest.raises(RunError, match=r"manifest\.json is not the manifest of a run: it lacks"):
+        RunFolder.open(copy, verb="sft", cfg=Config())
+
+
 def test_an_unharmed_folder_restores_its_newest_checkpoint(copy: Path) -> None:
     assert restored_step(copy) == 3
     assert events(copy) == ["resumed from checkpoint-3"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import surefoot
 from surefoot import EvaluateRun
 from surefoot.cli import run
 from surefoot.config import ModelConfig
@@ -183,6 +187,20 @@ def test_chat_answers_each_line_until_an_empty_one(
     said = capsys.readouterr().out
     assert said.count("the film was") == said.count("the plot felt") == 1
     assert "the cast was" not in said
+
+
+def test_a_chat_takes_bytes_that_are_no_text_and_a_folder_beside_the_rounds(world: World) -> None:
+    (world.root / "many/ppo-a/final").mkdir(parents=True)
+    shutil.copytree(world.sft, world.root / "many/ppo-2/final")
+    shutil.copytree(world.sft, world.root / "many/ppo-10/final")
+    (world.root / "many/ppo-a/final/config.json").write_text("{}")
+    command = [sys.executable, "-m", "surefoot", "chat", "many", "--rollout.response_length=3"]
+    sources = str(Path(surefoot.__file__).parents[1])
+    for variables in ({"PYTHONUTF8": "1"}, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}):
+        environment = os.environ | variables | {"PYTHONPATH": sources, "OMP_NUM_THREADS": "1"}
+        said = subprocess.run(command, input=b"caf\xff \xc3\xa9\n\n", env=environment, capture_output=True)
+        assert said.returncode == 0, said.stderr.decode()
+        assert said.stdout.startswith(b"many/ppo-10/final: ") and b"caf" in said.stdout.splitlines()[1]
 
 
 def test_a_run_cannot_go_on_with_other_data_than_it_began_with(

@@ -279,6 +279,7 @@ def test_another_host_is_refused_without_accounts_and_served_with_them(tmp_path:
         (("--overlap", "0"), "--overlap = 0 asks for no votes."),
         (("--repeats", "0.9"), "--repeats = 0.9 is out of range."),
         (("--address", "label.example.org"), "--address = 'label.example.org' is no address."),
+        (("--address", "http://["), "--address = 'http://[' is no address."),
         (("--name", "Ann Lee"), "name = 'Ann Lee' is not allowed."),
         (("--tags", f"clear,{'x' * 81}"), "--tags: 'xxxx"),
         (("--invite", "ann", "--address", "label.example.org"), "--address = 'label.example.org' is no address."),

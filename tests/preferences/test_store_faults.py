@@ -179,6 +179,18 @@ def test_a_missing_store_is_made_only_where_that_is_wanted(tmp_path):
     )
 
 
+@pytest.mark.parametrize("content", ["not JSON", b"\xff\xfe"])
+def test_content_that_is_no_text_or_no_json_is_damage(store, pair, content):
+    store.vote(pair, "a", source="human:ann")
+    with closing(sqlite3.connect(store.path)) as db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute("UPDATE answers SET content = CAST(? AS TEXT)", (content,))
+        db.commit()
+    with pytest.raises(DataError, match=r"is damaged \(.*\)\. Restore a copy"):
+        list(store.preferences())
+
+
 def test_a_damaged_store_is_said_to_be_damaged(store, pair):
     for i in range(200):
         store.add_prompt(f"prompt {i} " + "x" * 200)

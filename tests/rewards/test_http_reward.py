@@ -161,6 +161,8 @@ def test_a_wrong_address_is_told_at_once_and_a_redirect_is_not_followed(path: st
     "url, said",
     [
         ("http://", "names no host"),
+        ("http://a..b/", "is no URL"),
+        ("http://127.0.0.1/é", "is not ASCII. Write its letters percent-encoded"),
         ("http://:80/x", "names no host"),
         ("http://a:b:c/", "is no URL"),
         ("http://127.0.0.1:99999/", "is no URL"),

@@ -93,7 +93,10 @@ def _is_number(host: str) -> bool:
 
 
 def _public_address(address: str) -> tuple[str, str]:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # half a pair of brackets
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query or "@" in parts.netloc:
         raise ConfigError(f"--address = {address!r} is no address. Write it as https://label.example.org.")
     return parts.scheme, parts.netloc.lower()

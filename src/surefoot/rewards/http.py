@@ -170,7 +170,8 @@ class HttpReward:
             return self._body(response)
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
-        status = f"it answered {response.status} {response.reason}".rstrip()
+        reason = "".join(c if c.isprintable() else "?" for c in response.reason)[:80]  # it goes to a terminal
+        status = f"it answered {response.status} {reason}".rstrip()
         if response.status in PASSING or response.status >= 500:
             raise _Refused(status)
         if response.status != 200:
@@ -222,8 +223,11 @@ def _place(url: str) -> SplitResult:
     try:
         place = urlsplit(url)
         _ = place.port  # raises where it is no number
+        (place.hostname or "").encode("idna")  # and this where no such host can be
     except ValueError as error:
         raise ConfigError(f"reward_source: {url!r} is no URL: {error}. Write http://HOST:PORT/PATH.") from error
+    if not (place.path + place.query).isascii():
+        raise ConfigError(f"reward_source: the path of {url!r} is not ASCII. Write its letters percent-encoded (%C3%A9).")
     if not place.hostname or any(c.isspace() or not c.isprintable() for c in url):
         raise ConfigError(f"reward_source: {url!r} names no host. Write http://HOST:PORT/PATH.")
     if place.username is not None or place.password is not None:

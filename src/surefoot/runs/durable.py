@@ -25,7 +25,7 @@ from surefoot.errors import RunError
 NAME = re.compile(r"[a-z0-9_][a-z0-9._-]{0,63}")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.surefoot-(?P<kind>tmp|old|trash)-[0-9]+")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
 def validate_name(name: str, what: str = "name") -> str:
@@ -205,6 +205,8 @@ def explained(action: str, folder: Path, needed: int | None = None, kept: str = 
         elif number in _NO_ROOM:
             cause, remedy = "no room left" if number == errno.ENOSPC else "the quota is used up", "Free some room"
             size += f", {shutil.disk_usage(folder).free:,} free)" if size else ""
+        elif number == errno.EISDIR:
+            cause, remedy = "a folder stands in its place", "Move that away"
         else:
             cause, remedy = os.strerror(number).lower() if number else "", "Make the folder writable"
             size += ")" if size else ""

@@ -87,7 +87,11 @@ def load_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{file}: {os.strerror(error.errno or 0).lower()}. Give a run folder that can be read.") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}). Put back a copy, or choose another --out.") from error
-    if not isinstance(content, dict) or not {"verb", "status", "inputs", "outputs", "facts"} <= content.keys():
+    if (
+        not isinstance(content, dict)
+        or not {"verb", "status"} <= content.keys()
+        or not all(isinstance(content.get(name), dict) for name in ("inputs", "outputs", "facts"))
+    ):
         raise RunError(
             f"{file} is not the manifest of a run: it lacks verb, status, inputs, outputs or facts. Choose another --out."
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import torch
 
 from surefoot.config import Config
@@ -14,6 +17,9 @@ from surefoot.types import Prompts
 
 def run(model: str, cfg: Config) -> None:
     """Reads lines until an empty one or the end of input. A chat keeps the conversation; otherwise text is continued."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter that cannot be read or shown is a question mark
     backbone = load_backbone(cfg.model.model_copy(update={"name": model_of(model)}))
     chat = cfg.model.template != "plain" and bool(backbone.codec.tokenizer.chat_template) and cfg.model.template == "chat"
     engine = LocalEngine(backbone, cfg.rollout, adapter=None)
