@@ -100,7 +100,7 @@ def test_no_payload_runs_on_the_admins_page(page: Any, server: LabelServer) -> N
         page.goto(f"{server.address}/language/{language}?to=/admin")
         _poke(page)
         assert page.locator(".dispute").count() == 8
-        assert page.locator(".dispute .reasons dd").count() == len(ALL)
+        assert {f"{payload}. {payload}" for payload in ALL} <= set(page.locator(".dispute .reasons dd").all_text_contents())
         assert page.evaluate("window.__hacked") is None
     for payload in ALL[:30]:
         page.fill("#invite-name", payload[:64])
