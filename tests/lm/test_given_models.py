@@ -89,6 +89,25 @@ def test_a_horizon_of_beta_that_one_rollout_outruns_is_refused_before_it_does(mo
     )
 
 
+def test_a_judge_reads_messages_as_lines_and_the_answer_on_a_line_of_its_own(model: Any, tokenizer: Any) -> None:
+    seen: list[str] = []
+
+    def judge(texts: list[str]) -> list[float]:
+        seen.extend(texts)
+        return [0.0] * len(texts)
+
+    said = [
+        {"role": "user", "content": "the film ?"},
+        {"role": "assistant", "content": "good"},
+        {"role": "user", "content": "why ?"},
+    ]
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    run = PPORun((model, chat), prompts=[{"prompt": said}] * 4, reward=lengths, judges={"judge": judge}, settings=SMALL)
+    step = next(iter(run))
+    assert seen == [f"the film ?\ngood\nwhy ?\n{answer}" for answer in step.rollout.completions.text]
+
+
 def test_sentences_beyond_the_context_are_cut_on_the_right_or_dropped_and_counted(model: Any, tokenizer: Any) -> None:
     said: list[str] = []
     backbone = make_backbone(model, tokenizer)

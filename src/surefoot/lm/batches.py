@@ -58,8 +58,8 @@ class PromptSet:
 
 
 def text_of(prompt: Any) -> str:
-    """What a person or a text reward sees of a prompt: the string, or the contents of its messages, a line each."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    """What a judge or a text reward sees before the answer: the prompt as it is, or the contents of its messages, a line each."""
+    return prompt if isinstance(prompt, str) else "".join(f"{message['content']}\n" for message in prompt)
 
 
 def prompt_set(
