@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, str, str, int | None, str]] = {
     "lora float32": ("ours", "lora", "float32", None, "sampled"),
     "lora float32, recomputed": ("ours", "lora", "float32", None, "recomputed"),
     "lora bfloat16": ("ours", "lora", "bfloat16", None, "sampled"),
+    "lora bfloat16, compiled": ("ours", "lora", "bfloat16", None, "sampled"),  # the blocks under torch.compile
     "upper half lora float32": ("ours", "lora", "float32", -2, "sampled"),
     "upper half lora bfloat16": ("ours", "lora", "bfloat16", -2, "sampled"),
 }
@@ -50,6 +51,7 @@ def side(name: str, work: Work, asked: argparse.Namespace, folder: Path, num_lay
         "dtype": dtype,
         "lora_layers": num_layers // 2 if layers == -2 else layers,
         "old_logprobs": old_logprobs,
+        "compiled": name.endswith("compiled"),
         "threads": asked.threads,
         "device": asked.device,
         "reward_layer": None,
@@ -61,7 +63,7 @@ def side(name: str, work: Work, asked: argparse.Namespace, folder: Path, num_lay
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all, those of TRL where --trl-python is given")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all but the compiled one, those of TRL where --trl-python is given")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--trl-python", type=Path)
     parser.add_argument("--model", default="embedded", help="embedded, tiny, made-0.5b, made-1.5b, or a folder")
@@ -71,7 +73,9 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}, or {ALONE.name} without --trl-python")
     asked = parser.parse_args()
-    names = asked.cases or [name for name, case in CASES.items() if case[0] == "ours" or asked.trl_python]
+    names = asked.cases or [
+        name for name, case in CASES.items() if (case[0] == "ours" or asked.trl_python) and not name.endswith("compiled")
+    ]
     if any(CASES[name][0] == "trl" for name in names) and not asked.trl_python:
         print("TRL runs in an environment of its own: name its interpreter with --trl-python.", file=sys.stderr)
         return 2

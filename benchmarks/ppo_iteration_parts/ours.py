@@ -85,6 +85,8 @@ def main() -> None:
             RewardScorer(backbone, layer=asked["reward_layer"], adapter=None, seed=0), RewardFacts(), work.rows
         )
     policy = LanguageActorCritic(backbone, cfg.model, critic=cfg.ppo.critic, temperature=1.0, entropy_gradient=False, seed=0)
+    if asked.get("compiled"):
+        policy.backbone.model.get_decoder().compile(dynamic=True)
     keeps = cfg.ppo.old_logprobs == "sampled"
     engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter, keeps_states=keeps)
     engine.stop_ids = (-1,)  # no token ends an answer
