@@ -4,7 +4,7 @@ On the demo's tiny world, whose reward model is trained on made-up votes and who
 reward: a bonus a word, for one magic word, for repetition, for a word in the first place; ten seeds of each, beside 30 clean
 runs. In ten further runs the prompts change midway, and ten beside them keep theirs. The limits of the alarms are those of the
 configuration. They were chosen on clean runs of other seeds (--calibrate, seeds 1000 to 1029), which share no model with these
-(seeds 3000 to 2029).
+(seeds 3000 to 3029).
 
 A run is a kind and a seed; its figures are one JSON below --out. A finished run is not repeated, so an interrupted command goes
 on where it stopped. The summary goes to benchmarks/results/planted-bugs.json.

@@ -23,6 +23,7 @@ from surefoot.lm.data import rows_from
 from surefoot.rewards.ensemble import EnsembleReward, save_ensemble
 from surefoot.rewards.model import RewardFacts, SharedRewardModel
 from surefoot.runs import RunFolder
+from surefoot.runs.durable import open_like_folder
 from surefoot.stages import ppo_lm, reward, reward_card, sft
 from surefoot.stages.judging import Judge
 from surefoot.stages.ppo_lm import PPOStep
@@ -82,6 +83,7 @@ class SFTRun:
     def save(self, folder: str | Path) -> None:
         """Writes what AutoModelForCausalLM loads."""
         self.parts.backbone.save(Path(folder), merge=self.parts.adapter)
+        open_like_folder(Path(folder))
 
 
 class RewardRun:
@@ -142,6 +144,7 @@ class RewardRun:
         save_ensemble(self.parts.scorers, self._known(), Path(folder))
         train, left = first_member(self.parts.train), first_member(self.parts.validation)
         reward.feature_statistics(train, self.config.reward.batch_size, held_out=left).save(Path(folder))
+        open_like_folder(Path(folder))
 
     def _known(self) -> tuple[RewardFacts, ...]:
         """Mean and deviation over all training answers, measured once for the weights as they are: PPO scores often."""
@@ -206,3 +209,4 @@ class PPORun:
     def save(self, folder: str | Path) -> None:
         """Writes what AutoModelForCausalLM loads."""
         self.parts.policy.backbone.save(Path(folder), merge=self.parts.policy.policy_adapter)
+        open_like_folder(Path(folder))

@@ -18,6 +18,7 @@ from surefoot.control.saved import load_agent, load_weights
 from surefoot.errors import ConfigError, ModelError
 from surefoot.optim import trainable_names
 from surefoot.runs import restore_optimizer
+from surefoot.runs.durable import open_like_folder
 from surefoot.stages import ppo_control
 from surefoot.stages.control_course import ControlProgress, ControlStep
 
@@ -100,6 +101,7 @@ class ControlRun:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         ppo_control.save(path, self.parts, self.config, {})
+        open_like_folder(path)
 
     @classmethod
     def load(

@@ -9,6 +9,7 @@ from typing import Any
 from surefoot.api_steps import Settings, configuration
 from surefoot.build import build_evaluate
 from surefoot.build_data import Rows
+from surefoot.errors import RewardError
 from surefoot.stages.evaluate import EvaluateStep, result_rows, steps, summary
 from surefoot.stages.judging import Judge
 
@@ -60,7 +61,13 @@ class EvaluateRun:
     @property
     def figures(self) -> dict[str, Any]:
         """What `surefoot evaluate` writes as evaluation.json: means before and after, win rates with 95 % intervals, KL in nats a
-        sequence. Answers what is left to answer first."""
+        sequence. Answers what is left to answer first.
+
+        Raises: RewardError where a judge or the reward had failed before, or an answer was broken off.
+        """
         for _ in self._steps:
             pass
+        total = min(self.config.evaluate.num_prompts, len(self.parts.prompts))
+        if len(self.rows) < total:
+            raise RewardError(f"only {len(self.rows)} of {total} prompts were answered before it ended. Make a new EvaluateRun.")
         return summary(self.rows, tuple(self.parts.judges), self.config.evaluate.best_of)

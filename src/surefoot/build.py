@@ -5,6 +5,7 @@ the only file that asks "which engine?", "which reward?". Objects already loaded
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +228,7 @@ def _judgement(cfg: Config, backbones: Sequence[Backbone], reward: Any) -> Judge
             f"pairs.select = disagreement: {setting} is no ensemble, so nobody in it "
             "disagrees. Train one with `surefoot reward --reward.ensemble 4`, or use pairs.select = uncertainty."
         )
-    if cfg.pairs.select == "distance" and not any(TrainedOn.load(Path(one)) for one in named):
+    if cfg.pairs.select == "distance" and not any(os.path.isdir(one) and TrainedOn.load(Path(one)) for one in named):
         raise ConfigError(
             f"pairs.select = distance: {setting} does not say what it was trained "
             f"on ({NOVELTY} is not there). Name a reward model that `surefoot reward` has trained."

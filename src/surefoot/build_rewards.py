@@ -9,7 +9,7 @@ from surefoot.config import Config, is_url
 from surefoot.embedded.named_judges import NAMED_JUDGES, named_judge
 from surefoot.errors import ConfigError
 from surefoot.lm.backbone import Backbone
-from surefoot.rewards.ensemble import EnsembleReward, load_reward
+from surefoot.rewards.ensemble import load_reward, refuse_idle_rule
 from surefoot.rewards.function import FunctionReward, load_function
 from surefoot.rewards.http import HttpReward
 from surefoot.rewards.model import text_judge
@@ -30,12 +30,8 @@ def reward_source(cfg: Config, backbone: Backbone, given: Any = None) -> RewardS
         raise ConfigError(
             "reward_source.source is not set. Name a reward-model folder (runs/reward/final), module:function, or a server's URL."
         )
+    refuse_idle_rule(cfg.reward_source)
     loaded = [_named_source(cfg, backbone, source) for source in named]
-    if cfg.reward_source.ensemble != "mean" and not any(isinstance(source, EnsembleReward) for source in loaded):
-        raise ConfigError(
-            f"reward_source.ensemble = {cfg.reward_source.ensemble!r} has no effect: {' + '.join(named)} holds no ensemble. "
-            "Train one with `surefoot reward --reward.ensemble 4`, or remove the setting."
-        )
     if not cfg.reward_source.sources:
         return loaded[0]
     weights = cfg.reward_source.weights or (1.0,) * len(named)

@@ -254,7 +254,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         status = TYPER_INTERRUPTED
     except typer.Abort as stop:  # what typer makes of any EOFError, one of a dead worker process too
-        raise stop.__cause__ or stop from None
+        raise stop.__cause__ or stop  # noqa: B904 - with the cause that it has
     except usage_error as problem:
         said = str(problem.format_message())  # type: ignore[attr-defined]  # with the option's name, which str() leaves out
         _complain("UsageError", f"{said.rstrip('.')}{'' if said.endswith('?') else '.'} See surefoot --help.")
@@ -262,7 +262,7 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as ended:  # what rich makes of `surefoot ... | head`, and typer of any EPIPE
         frame, _ = list(traceback.walk_tb(ended.__traceback__))[-1]
         if isinstance(ended.__context__, BrokenPipeError) and frame.f_globals["__name__"] == "typer.core" and not _reader_left():
-            raise ended.__context__ from None
+            raise ended.__context__  # noqa: B904
         raise
     if status == TYPER_INTERRUPTED:
         _complain("Interrupted", "stopped by the keyboard. Run the same command again to go on from the last checkpoint.")

@@ -31,6 +31,8 @@ STAGES = {
     "overoptimize": "surefoot.stages.overoptimize",
 }
 
+CHAINS = ("demo", "rounds", "overoptimize")  # write their reports themselves
+
 OPTIONS = ("out", "resume", "dry-run", "help")
 VERB_OPTIONS = {
     "demo": ("preset",),
@@ -101,10 +103,13 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
     from surefoot.runs import RunFolder
 
     stage = importlib.import_module(STAGES[verb])
+    write_report = importlib.import_module("surefoot.diagnostics.report").write_report
     progress = make_progress()
     with RunFolder.open(path, verb=verb, cfg=cfg, resume=resume) as folder:
         if folder.is_done:
             progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
+            if not (path / "report.html").exists():  # a kill came between the end of the run and its report
+                progress.say(f"report: {write_report(path)}")
             for sentence in importlib.import_module("surefoot.stages.votes").moved_on(path):
                 progress.say(sentence)
             return
@@ -113,9 +118,11 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
             progress.say(memory_line(cfg, verb))
             stage.run(cfg, folder, progress, **given)
         except OSError as problem:
-            raise too_long(problem) or problem from None
+            if (refusal := too_long(problem)) is not None:
+                raise refusal from problem
+            raise
         finally:
             progress.stop()
-        if not (path / "report.html").exists():  # a chain of stages has written its own
-            progress.say(f"report: {importlib.import_module('surefoot.diagnostics.report').write_report(path)}")
+        if verb not in CHAINS:
+            progress.say(f"report: {write_report(path)}")
         progress.say(f"{verb}: done, {path}")

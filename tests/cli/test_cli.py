@@ -63,6 +63,24 @@ def test_a_verb_hands_settings_and_folder_to_its_stage(stage, verb, capsys):
     assert re.search(rf"run folder runs/{verb}; threads: \d+ of \d+ cores\n", capsys.readouterr().err)
 
 
+def test_a_run_ends_with_its_report_which_is_made_anew_and_once_more_where_it_is_missing(stage, capsys):
+    module, report = stage("sft"), Path("runs/sft/report.html")
+
+    def interrupted(folder: RunFolder) -> None:
+        (folder.path / "report.html").write_text("of the first half")
+        raise Interrupted("half")
+
+    module.act = interrupted
+    assert run(["sft", "--model.name", "tiny"]) == 75
+    module.act = lambda folder: folder.finish()
+    assert run(["sft", "--model.name", "tiny"]) == 0
+    assert "<html" in report.read_text()
+    report.unlink()  # a kill between the run's end and its report
+    assert run(["sft", "--model.name", "tiny"]) == 0
+    assert "<html" in report.read_text() and len(module.calls) == 2
+    assert "nothing is left to do" in capsys.readouterr().err
+
+
 def test_file_settings_and_options_may_stand_in_any_order(stage):
     module = stage("ppo")
     Path("my run.yaml").write_text("seed: 4\nppo: {gamma: 0.9}\n", encoding="utf-8")

@@ -65,11 +65,11 @@ def test_item_52_a_validation_set_that_is_given_loses_the_rows_whose_prompts_are
     train, given = preferences(["x", "y"]), preferences(["z", "x", "x"])
     kept, said = never_trained_on(given, train)
     assert [(row.prompt, row.chosen) for row in kept] == [("z", "a0")]
-    assert said == "validation: 2 rows left out, whose prompts are in data.train"
+    assert said == "validation: 2 rows left out, whose prompts are trained on"
     assert never_trained_on(given, preferences(["w"])) == (list(given), "")
     bare = rows_from([{"text": text} for text in "ab"], "completions").rows
     assert never_trained_on(bare, bare[1:])[0] == [bare[0]]  # the text is what is compared where there is no prompt
-    with pytest.raises(DataError, match=r"all 2 rows of data\.validation have a prompt that is in data\.train, so nothing"):
+    with pytest.raises(DataError, match=r"all 2 rows of data\.validation have a prompt that is trained on, so nothing"):
         never_trained_on(preferences(["x", "x"]), train)
 
 

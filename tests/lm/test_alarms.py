@@ -262,3 +262,13 @@ def test_a_report_says_when_an_alarm_rang_what_it_means_and_what_to_do(tmp_path:
     page = report.write_report(write_run(tmp_path / "run", verb="ppo", metrics=rows)).read_text("utf-8")
     assert "Alarm: length, in 6 updates from 7 to 12. Answers are longer or shorter" in page
     assert "set length_penalty" in page and "Alarm: KL, " not in page
+
+
+def test_what_the_page_calls_healthy_is_where_no_alarm_rings() -> None:
+    cfg = PPOConfig()
+    token = f"below {cfg.alarm_feature:g} with a judge, below {cfg.alarm_feature_unjudged:g} without"
+    shape, place = f"below {cfg.alarm_shape:g}", f"below {cfg.alarm_feature:g}"
+    healthy = {"length": shape, "repetition": shape, "token": token, "position": place}
+    for feature, words in healthy.items():
+        metric = find_metric(f"drift/reward_{feature}")
+        assert metric is not None and metric.healthy == words

@@ -22,6 +22,7 @@ from surefoot.cli import run
 from surefoot.config import ModelConfig
 from surefoot.embedded.tiny_world import sentences
 from surefoot.embedded.worlds import opened
+from surefoot.errors import RewardError
 from surefoot.lm.backbone import load_backbone
 from surefoot.preferences import PreferenceStore
 from surefoot.runs import hash_folder, load_manifest, read_jsonl
@@ -159,6 +160,11 @@ def test_a_notebook_gets_the_figures_that_the_verb_writes(world: World) -> None:
     assert next(iter(named)).done == len(named.rows) == 16
     assert named.figures == named.figures == written and len(named.rows) == 20
     sft, tiny = (load_backbone(ModelConfig(name=name)) for name in (world.sft, "tiny"))
+    with_taste = {"judge": lambda texts: judge(texts) if len(texts) == 16 else 1 / 0}
+    broken = EvaluateRun(tiny, against=sft, prompts=prompts, judges=with_taste, settings=settings)
+    for said in ("judge judge raised ZeroDivisionError", "only 16 of 20 prompts were answered before it ended"):
+        with pytest.raises(RewardError, match=said):
+            _ = broken.figures
     loaded = EvaluateRun(
         tiny, against=sft, prompts="prompts.jsonl", judges={"judge": judge}, reward="taste:vowels", settings=settings
     )

@@ -231,7 +231,7 @@ def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype) -> tuple
             model, found = loaded
     except Exception as error:  # damaged files raise anything
         raise ModelError(
-            f"model.name = {name!r} cannot be loaded as a causal language model: {first_line(error)} "
+            f"model.name = {name!r} cannot be loaded as a causal language model: {first_line(error).rstrip('.')}. "
             "Name a folder, a hub name, or embedded."
         ) from error
     if missing := sorted(found["missing_keys"]):  # transformers would make them up

@@ -214,11 +214,11 @@ def never_trained_on(held_out: Sequence[AnyRow], train: Sequence[AnyRow]) -> tup
     kept = [row for row in held_out if row.key not in known]
     if not kept:
         raise DataError(
-            f"all {_count(len(held_out), 'row')} of data.validation have a prompt that is in data.train, so nothing is held out. "
-            "Name other rows, or none: data.validation_share then splits data.train by prompt."
+            f"all {_count(len(held_out), 'row')} of data.validation have a prompt that is trained on, so nothing is held out. "
+            "Name other rows, or none: data.validation_share then holds out a share of the prompts."
         )
     left_out = len(held_out) - len(kept)
-    return kept, f"validation: {_count(left_out, 'row')} left out, whose prompts are in data.train" if left_out else ""
+    return kept, f"validation: {_count(left_out, 'row')} left out, whose prompts are trained on" if left_out else ""
 
 
 def _count(number: int, what: str) -> str:

@@ -43,7 +43,9 @@ def model_sizes(cfg: ModelConfig) -> ModelSizes:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # figures that no model can have raise anything
-        raise ModelError(f"model.name = {cfg.name!r}: its configuration cannot be read: {first_line(error)}") from error
+        raise ModelError(
+            f"model.name = {cfg.name!r}: its configuration cannot be read: {first_line(error).rstrip('.')}. Copy the model again."
+        ) from error
     head = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     text = config.get_text_config()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -30,6 +29,9 @@ def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connect
             _check_or_create(connection, path, busy_seconds)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+        except UnicodeDecodeError as error:  # a name in the schema
+            connection.close()
+            raise DataError(damaged(path, error)) from error
         except BaseException:
             connection.close()
             raise
@@ -101,11 +103,10 @@ def clear_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise DataError(_explain(path, error)) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:  # bytes of the file that are no text, text that is no content
-        raise DataError(_damaged(path, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def damaged(path: Path, error: Exception) -> str:
+    """What to say of a store whose bytes are not what was written."""
     return f"{path} is damaged ({error}). Restore a copy, or save what is readable with `sqlite3 {path} .recover`."
 
 
@@ -116,11 +117,11 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return f"{path} is locked: another process is writing to it. Wait until it is done, or end it."
         case sqlite3.SQLITE_CORRUPT:
-            return _damaged(path, error)
+            return damaged(path, error)
         case sqlite3.SQLITE_FULL:
             return f"{path} cannot grow: the disk is full. Free some space; all votes acknowledged so far are kept."
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
             return f"{path} cannot be opened for writing ({error}). Check the permissions of the file and its folder."
     if "Could not decode to UTF-8" in str(error):  # sqlite3's words for a column, which has no code
-        return _damaged(path, error)
+        return damaged(path, error)
     return f"{path}: {error}."

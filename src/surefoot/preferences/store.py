@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from surefoot.content import Content, canonical, checked_content, content_hash, sha256_of
 from surefoot.errors import DataError
-from surefoot.preferences.connect import clear_errors, connect
+from surefoot.preferences.connect import clear_errors, connect, damaged
 from surefoot.preferences.votes import CHOICES, Choice, Kind, Preference, Side, Vote, checked_source, outcome
 
 VOTE_NAMES = "id, pair, choice, source, left_side, strength, margin, share, created, kind, seconds, tags, note"
@@ -258,8 +258,12 @@ class PreferenceStore:
             for number, group in groupby(reader.execute(query), key=lambda row: row[1]):
                 rows = list(group)
                 prompt, a, b, reason, key = rows[0][NUM_VOTE_COLUMNS:]
-                pair = Pair(number, json.loads(prompt), json.loads(a), json.loads(b), reason)
-                yield pair, key, [vote_of(row[:NUM_VOTE_COLUMNS]) for row in rows]
+                try:
+                    pair = Pair(number, json.loads(prompt), json.loads(a), json.loads(b), reason)
+                    votes = [vote_of(row[:NUM_VOTE_COLUMNS]) for row in rows]
+                except ValueError as error:  # text that is no JSON
+                    raise DataError(damaged(self.path, error)) from error
+                yield pair, key, votes
 
     def digest(self) -> str:
         """sha256 of the exact votes that count: what each compares and says, and by whom; not when, nor in which order they came.

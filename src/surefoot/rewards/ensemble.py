@@ -8,6 +8,7 @@ and deviation before they are put together: the ranking loss leaves a score's ze
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surefoot.config import RewardSourceConfig
-from surefoot.errors import ModelError
+from surefoot.errors import ConfigError, ModelError
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.roles import RewardScorer
 from surefoot.rewards.model import (
@@ -140,6 +141,15 @@ def load_reward(
     members = [load_reward_model(folder / name, backbone, cfg.batch_size, may_share=may_share) for name in _members(folder)]
     members[0].trained_on = TrainedOn.load(folder)  # the first member's features were measured
     return EnsembleReward(members, cfg.ensemble, cfg.ensemble_k)
+
+
+def refuse_idle_rule(cfg: RewardSourceConfig) -> None:
+    """Raises ConfigError where a rule for members is set and no source has members. Looks at names alone; loads nothing."""
+    if cfg.ensemble != "mean" and cfg.every and not any(os.path.isfile(os.path.join(source, FILE)) for source in cfg.every):
+        raise ConfigError(
+            f"reward_source.ensemble = {cfg.ensemble!r} has no effect: {' + '.join(cfg.every)} holds no ensemble. "
+            "Train one with `surefoot reward --reward.ensemble 4`, or remove the setting."
+        )
 
 
 def _members(folder: Path) -> list[str]:

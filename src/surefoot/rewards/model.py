@@ -222,7 +222,10 @@ def _separate(
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # damaged files raise anything
-        raise ModelError(f"{named} = {str(folder)!r} cannot be loaded as a reward model: {first_line(error)}") from error
+        raise ModelError(
+            f"{named} = {str(folder)!r} cannot be loaded as a reward model: {first_line(error).rstrip('.')}. "
+            "Copy it again, or train it anew."
+        ) from error
     if missing := sorted(found["missing_keys"]):  # transformers would make them up, the head of a language model for one
         raise ModelError(f"{named} = {str(folder)!r} is no reward model: {missing[0]} is not among its weights.")
     if model.config.num_labels != 1:

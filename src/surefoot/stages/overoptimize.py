@@ -23,6 +23,7 @@ from surefoot.embedded.worlds import Rows, preference_rows, real_world, tiny_wor
 from surefoot.errors import ConfigError
 from surefoot.lm.data import read_rows
 from surefoot.progress import Progress
+from surefoot.rewards.ensemble import refuse_idle_rule
 from surefoot.runs import RunFolder, read_jsonl
 from surefoot.runs.manifest import read_config
 from surefoot.stages import best_of_n, ppo_lm, reward, sft
@@ -100,6 +101,7 @@ def variants(cfg: Config) -> list[Variant]:
                 f"{where}: reward_source.ensemble={own.reward_source.ensemble} has no effect on one reward model. "
                 "Add reward.ensemble=4."
             )
+        refuse_idle_rule(own.reward_source)
         found.append(Variant(name, words, own))
     return found
 

@@ -148,14 +148,14 @@ DRIFT = (
         "token",
         "Reward and one token, beyond judges",
         "whether, or how often, one token occurs",
-        "below 0.13 with a judge, below 0.25 without",
+        "below 0.1 with a judge, below 0.25 without",
         "High: drift/pays/token names it; look for it in the preferences, or mend the reward.",
     ),
     _pays(
         "position",
         "Reward and a place, beyond judges",
         "one token in the first or the last place",
-        "below 0.13",
+        "below 0.1",
         "High: drift/pays/position names it; look at how answers begin and end in the preferences.",
     ),
     Metric(
