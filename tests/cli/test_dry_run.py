@@ -89,7 +89,8 @@ def test_a_plan_follows_the_micro_batch_and_the_checkpointing():
     from surefoot.build import memory_plan
 
     def kept(checkpointing=False, **ppo):
-        sizes = {"rollout_batch_size": 8, "num_mini_batches": 2, "micro_batch_size": 2, **ppo}
+        rows = {} if "micro_batch_tokens" in ppo else {"micro_batch_size": 2}
+        sizes = {"rollout_batch_size": 8, "num_mini_batches": 2, **rows, **ppo}
         given = {"model": {"name": "tiny", "activation_checkpointing": checkpointing}, "rollout": {"response_length": 18}}
         return dict(memory_plan(Config.model_validate({**given, "ppo": sizes}), "ppo"))["activations of a micro-batch"]
 

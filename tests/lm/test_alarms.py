@@ -96,10 +96,10 @@ def test_of_features_the_one_furthest_beyond_its_limit_rings_alone() -> None:
         ("length", False, 0.055),
         ("repetition", True, 0.055),
         ("repetition", False, 0.055),
-        ("token", True, 0.13),
+        ("token", True, 0.1),
         ("token", False, 0.25),
-        ("position", True, 0.13),
-        ("position", False, 0.13),
+        ("position", True, 0.1),
+        ("position", False, 0.1),
     ],
 )
 def test_a_feature_rings_beyond_the_limit_of_its_kind(feature: str, judged: bool, limit: float) -> None:
