@@ -103,7 +103,9 @@ def test_a_judge_reads_messages_as_lines_and_the_answer_on_a_line_of_its_own(mod
     ]
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    run = PPORun((model, chat), prompts=[{"prompt": said}] * 4, reward=lengths, judges={"judge": judge}, settings=SMALL)
+    run = PPORun(
+        (copy.deepcopy(model), chat), prompts=[{"prompt": said}] * 4, reward=lengths, judges={"judge": judge}, settings=SMALL
+    )
     step = next(iter(run))
     assert seen == [f"the film ?\ngood\nwhy ?\n{answer}" for answer in step.rollout.completions.text]
 
