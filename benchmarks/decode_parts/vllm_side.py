@@ -22,7 +22,10 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     sys.stdout = sys.stderr  # vLLM prints; standard output is the parent's
-    engine = LLM(model=asked["model"], dtype=asked["dtype"], max_model_len=1024, seed=0, enable_prefix_caching=False)
+    settings = {"max_model_len": 1024, "seed": 0, "enable_prefix_caching": False}
+    if asked["device"] == "cpu":
+        settings["gpu_memory_utilization"] = 0.5  # on a CPU it is the share of its memory, and the other sides have some
+    engine = LLM(model=asked["model"], dtype=asked["dtype"], **settings)
     vocabulary = engine.llm_engine.model_config.get_vocab_size()
     say(ready=True, threads=asked["threads"])
     while True:
