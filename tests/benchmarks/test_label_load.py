@@ -36,9 +36,17 @@ def test_every_kind_of_request_is_answered_as_it_should_be_and_the_server_does_n
 
 
 @pytest.mark.parametrize(
-    ("grown", "flat"),
-    [((0, 0, 0), True), ((4, 1, 1), True), ((6, 0, 0), False), ((0, 5, 0), False), ((0, 0, 5), False)],
+    ("grown", "votes", "flat"),
+    [
+        ((0, 0, 0), 0, True),
+        ((4, 1, 1), 0, True),
+        ((6, 0, 0), 0, False),
+        ((6, 0, 0), 10_000, True),  # 6,000 votes between, 0.75 KiB each: 4.4 MiB
+        ((10, 0, 0), 10_000, False),
+        ((0, 5, 0), 10_000, False),
+        ((0, 0, 5), 0, False),
+    ],
 )
-def test_growth_after_the_warming_up_is_told(grown, flat):
+def test_growth_after_the_warming_up_is_told(grown, votes, flat):
     seen = [Resources(60, 5, 1)] * 2 + [Resources(100, 20, 8)] * 6 + [Resources(100 + grown[0], 20 + grown[1], 8 + grown[2])] * 2
-    assert growth(seen)["is_flat"] == flat
+    assert growth(seen, votes)["is_flat"] == flat
