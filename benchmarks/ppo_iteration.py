@@ -63,7 +63,9 @@ def side(name: str, work: Work, asked: argparse.Namespace, folder: Path, num_lay
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all but the compiled one, those of TRL where --trl-python is given")
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, help="default: all but the compiled one, those of TRL where --trl-python is given"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--trl-python", type=Path)
     parser.add_argument("--model", default="embedded", help="embedded, tiny, made-0.5b, made-1.5b, or a folder")
