@@ -103,13 +103,12 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
     from surefoot.runs import RunFolder
 
     stage = importlib.import_module(STAGES[verb])
-    write_report = importlib.import_module("surefoot.diagnostics.report").write_report
     progress = make_progress()
     with RunFolder.open(path, verb=verb, cfg=cfg, resume=resume) as folder:
         if folder.is_done:
             progress.say(f"{path} is done; nothing is left to do. For another run, name another folder with --out.")
             if not (path / "report.html").exists():  # a kill came between the end of the run and its report
-                progress.say(f"report: {write_report(path)}")
+                progress.say(_reported(path))
             for sentence in importlib.import_module("surefoot.stages.votes").moved_on(path):
                 progress.say(sentence)
             return
@@ -124,5 +123,10 @@ def run_stage(verb: str, cfg: Config, path: Path, resume: Literal["auto", "never
         finally:
             progress.stop()
         if verb not in CHAINS:
-            progress.say(f"report: {write_report(path)}")
+            progress.say(_reported(path))
         progress.say(f"{verb}: done, {path}")
+
+
+def _reported(path: Path) -> str:
+    """Writes the run's report.html and says where it is. Plotly is imported then and no earlier."""
+    return f"report: {importlib.import_module('surefoot.diagnostics.report').write_report(path)}"
