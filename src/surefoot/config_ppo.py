@@ -174,8 +174,6 @@ class PPOConfig(OptimizerConfig):
                     f'{name} = 0 with {controller} = "{rule}": the rule multiplies it, and 0 stays 0. '
                     f'Use one above 0, or {controller} = "fixed".'
                 )
-        if self.micro_batch_tokens is not None:
-            self.refuse_without_effect(("micro_batch_size",), f"micro_batch_tokens = {self.micro_batch_tokens} takes its place")
         _refuse_rule_settings(self, "beta", self.beta_controller)
         _refuse_rule_settings(self, "kl", self.kl_controller)
         if self.kl_controller == "proportional" and self.rollout_batch_size >= 5 * self.kl_horizon:

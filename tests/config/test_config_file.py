@@ -302,11 +302,6 @@ def read(text: str) -> Config:
             'beta = 0 with beta_controller = "doubling": the rule multiplies it, and 0 stays 0',
         ),
         (
-            "ppo",
-            ["--ppo.micro_batch_size=8", "--ppo.micro_batch_tokens=512"],
-            "micro_batch_size = 8 has no effect: micro_batch_tokens = 512 takes its place",
-        ),
-        (
             "reward",
             ["--reward.store=v.db", "--data.train=p.jsonl"],
             "data.train = 'p.jsonl' and reward.store = 'v.db' are both set",
