@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,16 @@ def test_a_horizon_of_beta_that_one_rollout_outruns_is_refused_before_it_does(mo
         "ppo.beta_horizon = 3 is too short for rollouts of up to 16 tokens: one step of the rule could make beta 0. "
         "Use 4 or more."
     )
+
+
+def test_what_a_notebook_saves_can_be_read_by_whoever_may_read_its_folder(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        run = PPORun((copy.deepcopy(model), tokenizer), prompts=PROMPTS, reward=lengths, settings=SMALL)
+        run.save(tmp_path / "policy")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "policy").iterdir()} == {0o644}
 
 
 def test_a_judge_reads_messages_as_lines_and_the_answer_on_a_line_of_its_own(model: Any, tokenizer: Any) -> None:

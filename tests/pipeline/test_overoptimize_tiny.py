@@ -137,6 +137,8 @@ def test_looks_move_nothing_and_a_study_stops_at_a_kl_and_stays_stopped(whole: P
     for mine, other in zip(ours, theirs[:2], strict=True):
         assert {k: v for k, v in other.items() if "held_out" not in k} == {k: v for k, v in mine.items() if "held_out" not in k}
     assert load_manifest(tmp_path / "run/seed-0-ppo-free")["status"] == "done"
+    said = [row["message"] for row in read_jsonl(tmp_path / "run/seed-0-ppo-free/events.jsonl")]
+    assert [line for line in said if line.startswith("update 2 of ") and line.endswith(f"overoptimize.stop_kl = {limit}")]
 
 
 def models_of(study: Path, folder: Path) -> Path:

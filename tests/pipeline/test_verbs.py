@@ -148,6 +148,19 @@ def test_a_model_evaluated_against_itself_wins_half_at_no_distance(world: World)
     assert figures["distinct2_before"] == figures["distinct2_after"]
 
 
+def test_gradients_are_recorded_before_and_after_the_clip() -> None:
+    words = (
+        "--model.name=tiny",
+        "--model.tuning=full",
+        "--data.train=train.jsonl",
+        "--sft.max_steps=2",
+        "--sft.max_grad_norm=0.01",
+    )
+    metrics = [row for row in done("sft", *words, out="clipped") if "grad_norm" in row]
+    assert len(metrics) == 2
+    assert all(row["grad_norm"] > 0.01 == row["grad_norm_clipped"] for row in metrics)
+
+
 def test_a_notebook_gets_the_figures_that_the_verb_writes(world: World) -> None:
     words = ("--model.name=tiny", f"--evaluate.against={world.sft}", "--reward_source.source=taste:vowels", *ASKED)
     done("evaluate", *words, "--evaluate.judges=taste:judge", *SMALL, out="by-verb")

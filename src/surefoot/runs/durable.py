@@ -42,6 +42,28 @@ def validate_name(name: str, what: str = "name") -> str:
     return name
 
 
+def made_folder(path: Path) -> Path:
+    """The folder of a run, made if need be, by its absolute path: a later chdir must not move the run.
+
+    Raises:
+        RunError: it is the working directory itself, its name is no UTF-8, a file is in its way, or it cannot be made.
+    """
+    if str(path) in ("", "."):
+        raise RunError("the run folder would be the working directory itself. Give it one of its own: --out runs/first.")
+    path = Path(os.path.abspath(path))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # its name would be in files that are UTF-8
+        raise RunError(f"{str(path)!a} is no name in UTF-8. Choose another --out.") from error
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"{path} is, or lies below, a file. A run needs a folder; choose another --out.") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be made ({os.strerror(error.errno or 0).lower()}). Choose another --out.") from error
+    return path
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:

@@ -77,19 +77,7 @@ class RunFolder:
         if keep < 1:
             raise ValueError(f"keep = {keep}: at least one checkpoint is kept")
         expect_installed(cfg.report_to)
-        if str(path) in ("", "."):
-            raise RunError("the run folder would be the working directory itself. Give it one of its own: --out runs/first.")
-        path = Path(os.path.abspath(path))  # a later chdir must not move the run
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:  # its name would be in files that are UTF-8
-            raise RunError(f"{str(path)!a} is no name in UTF-8. Choose another --out.") from error
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RunError(f"{path} is, or lies below, a file. A run needs a folder; choose another --out.") from error
-        except OSError as error:
-            raise RunError(f"{path} cannot be made ({os.strerror(error.errno or 0).lower()}). Choose another --out.") from error
+        path = durable.made_folder(path)
         lock = RunLock(path, verb)
         try:
             with durable.explained("open the run", path):

@@ -28,6 +28,7 @@ from surefoot.stages.cards import write_card
 from surefoot.stages.clock import Clock
 from surefoot.stages.countermeasures import Suspects, countered, store_of
 from surefoot.stages.held_out import HeldOut
+from surefoot.stages.held_out import Look as HeldOutLook
 from surefoot.stages.inputs import digest, source_digest
 from surefoot.stages.judging import Judge, judged
 from surefoot.stages.ppo_state import Carried, Learner, check_limits, check_rollout, gone_back, last_good
@@ -126,12 +127,7 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
             metrics |= answered.metrics
             at = replace(at, is_far=answered.is_far)
             if folder is not None:
-                folder.samples(update, answered.rows)
-                if at.is_far:
-                    folder.note(
-                        f"update {update} of {ppo.num_updates} is the last: KL of {answered.metrics['held_out/kl']:.3g} nats a "
-                        f"sequence passes overoptimize.stop_kl = {parts.held_out.plan.stop_kl}"
-                    )
+                _keep_look(folder, answered, parts.held_out.plan.stop_kl, update, ppo.num_updates)
             clock.lap("held_out")
         step = PPOStep(update, ppo.num_updates, metrics, stats, seen, clock.laps, words, ringing)
         if folder is not None:
@@ -146,6 +142,16 @@ def _updates(parts: PPOParts, cfg: Config, folder: RunFolder | None, learner: Le
         yield step
         if at.is_far:
             return
+
+
+def _keep_look(folder: RunFolder, look: HeldOutLook, stop_kl: float | None, update: int, planned: int) -> None:
+    """Records the answers of a look at held-out prompts, and why the run ends with it where it does."""
+    folder.samples(update, look.rows)
+    if look.is_far:
+        kl = look.metrics["held_out/kl"]
+        folder.note(
+            f"update {update} of {planned} is the last: KL of {kl:.3g} nats a sequence passes overoptimize.stop_kl = {stop_kl}"
+        )
 
 
 def _learned(
