@@ -38,12 +38,12 @@ def main() -> None:
         add_adapter(backbone.model, "policy", cfg, seed=0)
     say(ready=True, threads=torch.get_num_threads())
     keep_freed_memory()  # after what is held was told: loading leaves pages that are nobody's
+    engine = GivenLengths(backbone, RolloutConfig(), adapter="policy" if asked["lora"] else None)  # one, as in a run
     while True:
         work = Decoding(**wait_for_turn())
         ids, mask = pad_left(work.prompts(backbone.model.config.vocab_size), backbone.codec.pad_id)
         names = tuple(str(i) for i in range(work.rows))
-        rollout = RolloutConfig(response_length=work.response, batch_size=work.rows)
-        engine = GivenLengths(backbone, rollout, adapter="policy" if asked["lora"] else None)
+        engine.cfg = RolloutConfig(response_length=work.response, batch_size=work.rows)
         engine.lengths = torch.tensor(work.lengths())
         forget_peak()
         start, cpu = time.perf_counter(), time.process_time()

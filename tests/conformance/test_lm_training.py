@@ -174,14 +174,16 @@ def test_item_45_reward_models_on_half_precision_train_float32_weights(model: An
             assert torch.equal(weight, untouched[name.replace(".base_layer", "")])
 
 
-def _plain(states: Tensor, tokens: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logp = torch.log_softmax(states @ weight.T / temperature, dim=-1)
+def _plain(states: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = states @ weight.T if bias is None else states @ weight.T + bias
+    logp = torch.log_softmax(logits / temperature, dim=-1)
     return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
 @pytest.mark.parametrize("head_learns, entropy_gradient", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("with_bias, temperature", [(False, 0.7), (True, 0.7), (True, 1.0)])
 def test_item_46_chunks_and_checkpoints_give_the_gradient_of_the_plain_formula(
-    monkeypatch: pytest.MonkeyPatch, head_learns: bool, entropy_gradient: bool
+    monkeypatch: pytest.MonkeyPatch, head_learns: bool, entropy_gradient: bool, with_bias: bool, temperature: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(13, 8, generator=generator), torch.randn(20, 8, generator=generator)
@@ -190,16 +192,31 @@ def test_item_46_chunks_and_checkpoints_give_the_gradient_of_the_plain_formula(
 
     def gradients(chunked: bool) -> list[Tensor]:
         x, w = states.clone().requires_grad_(), weight.clone().requires_grad_(head_learns)
+        b = weight[:, 0].clone().requires_grad_(head_learns) if with_bias else None
         if chunked:
-            logp, entropy = token_statistics(x, tokens, logits.Head(w, None, 0.7), entropy_gradient=entropy_gradient)
+            logp, entropy = token_statistics(x, tokens, logits.Head(w, b, temperature), entropy_gradient=entropy_gradient)
         else:
-            logp, entropy = _plain(x, tokens, w, 0.7)
-        total = (upstream * logp).sum() + (entropy.sum() if entropy_gradient else 0)
+            logp, entropy = _plain(x, tokens, w, b, temperature)
+        total = (upstream * logp).sum() + ((upstream**2 * entropy).sum() if entropy_gradient else 0)
         total.backward()
-        return [logp, entropy, x.grad, *([w.grad] if head_learns else [])]
+        return [logp, entropy, x.grad, *([w.grad] if head_learns else []), *([b.grad] if b is not None and head_learns else [])]
 
     for found, expected in zip(gradients(True), gradients(False), strict=True):
         assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_item_46_the_same_figures_to_the_bit_whatever_is_trained() -> None:
+    """The first ratio of an update divides what was said without a gradient by what is said with one."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(13, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    tokens = torch.randint(0, 20, (13,), generator=generator)
+
+    def said(states_learn: bool, head_learns: bool) -> Tensor:
+        x, w = states.clone().requires_grad_(states_learn), weight.clone().requires_grad_(head_learns)
+        return torch.stack(token_statistics(x, tokens, logits.Head(w, None, 0.7))).detach()
+
+    assert torch.equal(said(False, False), said(True, False))
+    assert torch.equal(said(False, False), said(True, True))
 
 
 @pytest.mark.parametrize("head_learns", [False, True])

@@ -20,9 +20,11 @@ from transformers import (
 
 from surefoot.config import ModelConfig, RolloutConfig
 from surefoot.lm.backbone import Backbone, from_objects
+from surefoot.rollout import products
 from surefoot.rollout.local import LocalEngine
 from surefoot.rollout.packed import PackedDecoder, packed_decoder
 from surefoot.rollout.plain import PlainDecoder
+from surefoot.rollout.products import Products
 from surefoot.types import Completions, Prompts
 from tiny_language import make_backbone, make_policy, make_prompts, moved, random_rows, sharpened, single_tokens
 
@@ -155,13 +157,45 @@ def test_in_bf16_an_adapter_far_smaller_than_a_weights_rounding_still_acts(
     if adapter is None:
         return
     exact = x.float() @ (up @ down).T
-    gate_up = packed.blocks[0].gate_up
-    assert gate_up.down is not None and gate_up.up is not None
-    apart = ((x @ gate_up.down.T) @ gate_up.up)[:, -len(up) :].float()
     base = layer.get_base_layer().weight
+    alone = copy.deepcopy([policy.model.get_decoder().layers[0].mlp.gate_proj, layer])
+    with torch.no_grad():
+        for each in alone:
+            each.get_base_layer().weight.zero_()  # what is left is the adapter's
+        apart = Products().of(alone, "policy", torch.bfloat16)(x)[:, -len(up) :].float()
     merged = x.float() @ ((base.float() + up @ down).bfloat16().float() - base.float()).T
     assert (apart - exact).norm() < 0.02 * exact.norm()
     assert (merged - exact).norm() > 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_frozen_weights_are_laid_out_once_and_anew_when_they_change(
+    backbone: Backbone, is_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid: list[int] = []
+    laid_out = products.laid_out
+    monkeypatch.setattr(products, "laid_out", lambda weight, *rest: laid.append(len(weight)) or laid_out(weight, *rest))
+    backbone.model.requires_grad_(is_trained)
+    engine = LocalEngine(backbone, RolloutConfig(response_length=12), adapter=None)
+    prompts = prompts_of(backbone)
+
+    def answers() -> Completions:
+        laid.clear()
+        return engine.generate(prompts, torch.Generator().manual_seed(1))
+
+    first = answers()
+    all_products = len(laid)
+    assert all_products == 4 * len(backbone.model.get_decoder().layers) + 1
+    assert torch.equal(answers().logp_sampler, first.logp_sampler)
+    assert len(laid) == (all_products if is_trained else 0)
+    block = backbone.model.get_decoder().layers[0]
+    with torch.no_grad():
+        block.self_attn.k_proj.weight.mul_(2)  # in place
+        block.mlp.down_proj.weight.data = block.mlp.down_proj.weight * 0.5  # another storage
+    changed = answers()
+    assert len(laid) == (all_products if is_trained else 2)
+    assert not torch.equal(changed.logp_sampler, first.logp_sampler)
+    assert_equal(changed, written(backbone, prompts, packs=False))
 
 
 def test_weights_that_are_no_numbers_stop_the_run(backbone: Backbone) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surefoot.errors import RunError
 from surefoot.optim import adamw
-from surefoot.runs import flatten_optimizer, restore_optimizer
+from surefoot.runs import all_finite, flatten_optimizer, restore_optimizer
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -223,3 +223,27 @@ def test_how_a_step_is_computed_is_the_new_optimisers_own(tmp_path: Path) -> Non
     assert fused.param_groups[0]["fused"] is True and fused.param_groups[0]["lr"] == plain.param_groups[0]["lr"] != 0.1
     steps(net, fused, range(3, 4))
     assert {state["step"].item() for state in fused.state.values()} == {4.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "odd, expected",
+    [
+        ((), True),
+        ((6e4, 6e4, 6e4), True),  # finite, though their sum is none in float16
+        ((float("nan"),), False),
+        ((float("inf"),), False),
+        ((float("inf"), float("-inf")), False),
+    ],
+)
+def test_numbers_that_are_not_finite_are_found_whatever_their_sum(
+    dtype: torch.dtype, odd: tuple[float, ...], expected: bool
+) -> None:
+    x = torch.zeros(7, 11, dtype=dtype)
+    x.view(-1)[3 : 3 + len(odd)] = torch.tensor(odd, dtype=dtype)
+    assert all_finite(x) is expected
+
+
+def test_large_float32_numbers_are_finite_though_their_sum_is_not() -> None:
+    assert all_finite(torch.full((4,), 3e38))
+    assert all_finite(torch.zeros(0))

@@ -7,9 +7,8 @@ the weights are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class Head:
     def logits(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         with torch.autocast(states.device.type, enabled=False):  # sampling under autocast must see the logits that training sees
             raw = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
-        return raw.float() / self.temperature
+        return raw.float() if self.temperature == 1 else raw.float() / self.temperature
 
     def frozen_copy(self) -> Head:
         """A copy that later optimiser steps do not move; the head itself where nothing trains it."""
@@ -62,12 +61,15 @@ class TokenDist:
         return TokenDist(self.states.detach(), self.mask, self.head.frozen_copy())
 
 
-def _statistics(states: Tensor, tokens: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    logits = head.logits(states)
-    logp = logits - torch.logsumexp(
-        logits, dim=-1, keepdim=True
-    )  # as _FrozenHeadStatistics: with and without gradient, equal to the bit
-    return logp.gather(1, tokens[:, None])[:, 0], -torch.linalg.vecdot(logp.exp(), logp)
+def _distribution(states: Tensor, head: Head) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N V"]]:
+    """log p and p."""
+    logp = torch.log_softmax(head.logits(states), dim=-1)
+    return logp, logp.exp()
+
+
+def _statistics(logp: Tensor, p: Tensor, tokens: Tensor) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Log-prob of a token a row, and entropy: the same to the bit, whether a gradient is wanted or not."""
+    return logp.gather(1, tokens[:, None])[:, 0], -torch.linalg.vecdot(p, logp)
 
 
 def _kl(states_p: Tensor, states_q: Tensor, head_p: Head, head_q: Head) -> Tensor:
@@ -88,11 +90,8 @@ class _FrozenHeadStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, tokens: Tensor, head: Head, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        logp_all = head.logits(states)
-        logp_all -= torch.logsumexp(logp_all, dim=-1, keepdim=True)
-        logp = logp_all.gather(1, tokens[:, None])[:, 0]
-        p = logp_all.exp()
-        entropy = -torch.linalg.vecdot(p, logp_all)
+        logp_all, p = _distribution(states, head)
+        logp, entropy = _statistics(logp_all, p, tokens)
         kept = [head.weight[tokens].float() - (p.to(head.weight.dtype) @ head.weight).float()]
         if entropy_gradient:
             spread = logp_all.add_(entropy[:, None]).mul_(p)
@@ -109,31 +108,81 @@ class _FrozenHeadStatistics(torch.autograd.Function):
         return torch.stack(slopes).sum(0).to(ctx.dtype), None, None, None
 
 
+class _TrainedHeadStatistics(torch.autograd.Function):
+    """The same two figures under a head that is trained, from states, weight W, bias and temperature T.
+
+    With g_l and g_H the gradients that come in for a row's log-prob and entropy, that of its logits is
+
+        (g_l (1[v = token] - p_v) - g_H p_v (log p_v + H)) / T.
+
+    It is as large as the logits, so it lives a chunk at a time in the backward pass, which computes the logits again, and goes
+    at once into the gradients of states and weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        head = Head(weight, bias, temperature)
+        parts = [_statistics(*_distribution(s, head), t) for s, t in _chunks(head, states, tokens)]
+        logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(states, tokens, weight, bias, entropy)
+        ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, for_logp: Tensor, for_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        states, tokens, weight, bias, entropy = ctx.saved_tensors
+        head = Head(weight, bias, ctx.temperature)
+        to_states = torch.empty_like(states)
+        to_weight: Tensor | None = None
+        to_bias = None if bias is None else torch.zeros_like(bias)
+        slopes = (for_logp / head.temperature, for_entropy / head.temperature, entropy)
+        for s, t, slope, entropy_slope, h, into in _chunks(head, states, tokens, *slopes, to_states):
+            logp, p = _distribution(s, head)
+            if ctx.entropy_gradient:
+                p *= logp.add_(h[:, None]).mul_(-entropy_slope[:, None]).sub_(slope[:, None])
+            else:
+                p *= -slope[:, None]
+            p.scatter_add_(1, t[:, None], slope[:, None])
+            to_logits = p.to(weight.dtype)
+            into.copy_(to_logits @ weight)  # a trained head stands on states that are trained too
+            s = s.to(weight.dtype)
+            to_weight = to_logits.T @ s if to_weight is None else to_weight.addmm_(to_logits.T, s)
+            if to_bias is not None:
+                to_bias += to_logits.sum(0)
+        return to_states, None, to_weight, to_bias, None, None
+
+
+def _chunks(head: Head, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of all `columns`, as many at a time as a chunk of logits has."""
+    return zip(*(column.split(head.chunk) for column in columns), strict=True)
+
+
 def token_statistics(
     states: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], head: Head, *, entropy_gradient: bool = True
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """(log-prob of `tokens`, entropy) under the states' distributions, in nats.
 
     A chunk's logits live only while the chunk is worked on. In the backward pass they are computed again where the head is
-    trained; a frozen head's gradients are kept as vectors.
+    trained; a frozen head's gradients are kept as vectors. `entropy_gradient` False: the entropy is a figure alone.
     """
     if not len(tokens):
         empty = states.sum(-1).float()  # keeps the graph
         return empty, empty
-    one: Callable[[Tensor, Tensor, Head], tuple[Tensor, Tensor]]
-    if not torch.is_grad_enabled() or not (states.requires_grad or head.weight.requires_grad):
-        one = _statistics
-    elif head.weight.requires_grad:
-        one = partial(checkpoint, _statistics, use_reentrant=False, preserve_rng_state=False)
-    else:
-        one = partial(_frozen_head_statistics, entropy_gradient=entropy_gradient)
-    parts = [one(s, t, head) for s, t in zip(states.split(head.chunk), tokens.split(head.chunk), strict=True)]
+    if torch.is_grad_enabled() and head.weight.requires_grad:
+        both: tuple[Tensor, Tensor] = _TrainedHeadStatistics.apply(
+            states, tokens, head.weight, head.bias, head.temperature, entropy_gradient
+        )
+        return both
+    with_gradient = torch.is_grad_enabled() and states.requires_grad
+    parts = [
+        _FrozenHeadStatistics.apply(s, t, head, entropy_gradient) if with_gradient else _statistics(*_distribution(s, head), t)
+        for s, t in _chunks(head, states, tokens)
+    ]
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
-
-
-def _frozen_head_statistics(states: Tensor, tokens: Tensor, head: Head, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    both: tuple[Tensor, Tensor] = _FrozenHeadStatistics.apply(states, tokens, head, entropy_gradient)
-    return both
 
 
 def exact_kl(p: TokenDist, q: TokenDist) -> Float[Tensor, "B T"]:

@@ -19,6 +19,7 @@ from surefoot.lm.backbone import Backbone
 from surefoot.lm.tokens import finished_rows
 from surefoot.rollout.packed import packed_decoder
 from surefoot.rollout.plain import PlainDecoder
+from surefoot.rollout.products import Products
 from surefoot.rollout.sampling import draw
 from surefoot.types import Completions, Prompts
 
@@ -49,7 +50,7 @@ class LocalEngine:
         self.backbone, self.cfg, self.adapter, self.keeps_states = backbone, cfg, adapter, keeps_states
         self.stop_ids = (*backbone.codec.eos_ids, *_stop_ids(backbone, cfg.stop_token))
         self.version = 0
-        self.packs, self._is_known = packs, False
+        self.packs, self._is_known, self._products = packs, False, Products()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The weights are the policy's own, so there is nothing to copy: only the version moves."""
@@ -120,9 +121,11 @@ class LocalEngine:
                 alive, steps, tokens = alive[order.cpu()], steps[order.cpu()], tokens[order]
 
     def _decoder(self, slots: int, capacity: int) -> Decoder:
-        """A packed decoder where this model has one; weights are packed anew each time, since they may have moved."""
+        """A packed decoder where this model has one, of the weights as they are now."""
         if self.packs:
-            packed = packed_decoder(self.backbone, self.adapter, slots=slots, capacity=capacity, is_known=self._is_known)
+            packed = packed_decoder(
+                self.backbone, self.adapter, slots=slots, capacity=capacity, is_known=self._is_known, products=self._products
+            )
             self.packs = self._is_known = packed is not None
             if packed is not None:
                 return packed

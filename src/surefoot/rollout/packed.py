@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 
-from surefoot.lm.adapters import low_rank_parts
 from surefoot.lm.backbone import Backbone
+from surefoot.rollout.products import Product, Products
 
 ARCHITECTURES = ("llama", "mistral", "qwen2")
 TOLERANCE = {
@@ -28,56 +28,16 @@ TOLERANCE = {
 PROBE = ((13, 11, 12, 14, 16, 11), (12, 15, 10, 11, 14, 13))
 
 
-class PackedLinear:
-    """Linear layers side by side as one, with an adapter's change in it.
-
-    In float32 the change is added to the weight. In half precision most of it would be rounded away there, since it is small
-    beside the weight, so it stays a product of its own.
-    """
-
-    def __init__(self, layers: Sequence[Any], adapter: str | None, dtype: torch.dtype, rows: int) -> None:
-        parts = [low_rank_parts(layer, adapter) for layer in layers]
-        weight = torch.cat([part.weight for part in parts]).to(dtype)
-        biases = [part.bias for part in parts if part.bias is not None]
-        self.bias = torch.cat(biases).to(dtype) if biases else None
-        self.down, self.up = None, None
-        if any(part.down is not None for part in parts):
-            down = [part.down for part in parts if part.down is not None]
-            ups = [part.up if part.up is not None else part.weight.new_zeros(len(part.weight), 0) for part in parts]
-            if dtype == torch.float32:
-                weight += torch.block_diag(*ups).float() @ torch.cat(down).float()
-            else:
-                self.down, self.up = torch.cat(down).to(dtype), torch.block_diag(*ups).to(dtype).T.contiguous()
-        self.product = packed_product(weight, self.bias, rows)
-
-    def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
-        out = self.product(x)
-        return out if self.down is None or self.up is None else out.addmm_(linear(x, self.down), self.up)
-
-
-def packed_product(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b, with W laid out for products of about `rows` rows where this build of PyTorch can do that."""
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        try:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            probe = weight.new_ones(1, weight.shape[1])
-            torch.ops.mkldnn._linear_pointwise(probe, packed, bias, "none", [], "")
-        except (AttributeError, RuntimeError):  # another build, or a CPU without this dtype
-            return lambda x: linear(x, weight, bias)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return lambda x: linear(x, weight, bias)
-
-
 @dataclass(frozen=True, slots=True)
 class PackedBlock:
     """One block of the decoder."""
 
     before_attention: Any
     before_mlp: Any
-    qkv: PackedLinear
-    out: PackedLinear
-    gate_up: PackedLinear
-    down: PackedLinear
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
     scaling: float
 
 
@@ -89,16 +49,20 @@ class PackedDecoder:
 
     joins = True  # rows may begin while others are being written
 
-    def __init__(self, backbone: Backbone, adapter: str | None, *, slots: int, capacity: int) -> None:
+    def __init__(
+        self, backbone: Backbone, adapter: str | None, *, slots: int, capacity: int, products: Products | None = None
+    ) -> None:
+        products = products or Products()
         decoder, config = backbone.model.get_decoder(), backbone.model.config
         self.embedding, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
         self.dtype = backbone.autocast or decoder.norm.weight.dtype
+        self.attends_in = torch.float32 if backbone.device.type == "cpu" else self.dtype  # rounds less, and is no slower there
         self.num_kv = int(config.num_key_value_heads)
         self.groups = int(config.num_attention_heads) // self.num_kv
         self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
-        def packed(*layers: Any) -> PackedLinear:
-            return PackedLinear(layers, adapter, self.dtype, slots)
+        def packed(*layers: Any) -> Product:
+            return products.of(layers, adapter, self.dtype)
 
         self.blocks = [
             PackedBlock(
@@ -112,10 +76,10 @@ class PackedDecoder:
             )
             for block in decoder.layers
         ]
-        shape = (len(self.blocks), slots, 2 * self.num_kv, capacity, self.head_width)
+        shape = (len(self.blocks), 2, slots, self.num_kv, capacity, self.head_width)
         head = backbone.head()
         self._head_dtype = head.weight.dtype
-        self._head = packed_product(head.weight, head.bias, slots)
+        self._head = products.of([head], None, self._head_dtype)
         self.cache = torch.zeros(shape, dtype=self.dtype, device=backbone.device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=backbone.device)
 
@@ -126,37 +90,39 @@ class PackedDecoder:
         device = self.cache.device
         back = torch.tensor([place[tuple(row)] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in distinct], device=device)
-        width = max(len(row) for row in distinct)
-        ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in distinct], device=device)
-        first, held = len(self.lengths), len(self.lengths) + len(rows)
-        cos, sin = self._turns(torch.arange(width, device=device)[None])
+        width, first, held = int(lengths.max()), len(self.lengths), len(self.lengths) + len(rows)
+        is_token = torch.arange(width, device=device) < lengths[:, None]
+        row_of, column_of = is_token.nonzero(as_tuple=True)  # products have tokens alone, only attention has rows of one width
+        cos, sin = self._turns(column_of)
 
         def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
-            heads = self._turned(qkv, cos[0], sin[0]).unflatten(0, (len(distinct), width)).transpose(1, 2)
-            q, kv = heads.split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
-            self.cache[layer, first:held, :, :width] = kv[back]
+            heads = qkv.new_zeros(len(distinct), width, self.num_kv * (self.groups + 2), self.head_width)
+            heads[row_of, column_of] = self._turned(qkv, cos, sin)
+            q, kv = heads.transpose(1, 2).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
+            self.cache[layer, :, first:held, :, :width] = kv[back].unflatten(1, (2, -1)).transpose(0, 1)
             k, v = (x.repeat_interleave(self.groups, dim=1) for x in kv.chunk(2, dim=1))
-            return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling).transpose(1, 2).flatten(0, 1).flatten(1)
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+            return out.transpose(1, 2)[row_of, column_of].flatten(1)
 
-        states = self._through(ids.flatten(), attention).unflatten(0, (len(distinct), width))
+        states = self._through(torch.tensor([token for row in distinct for token in row], device=device), attention)
         self.lengths = torch.cat([self.lengths, lengths[back]])
-        return self.norm(states[torch.arange(len(distinct), device=device), lengths - 1])[back]
+        return self.norm(states[lengths.cumsum(0) - 1])[back]
 
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Appends a token to every row; the states after it."""
         held, width = len(tokens), int(self.lengths.max()) + 1
         every = torch.arange(held, device=tokens.device)
         is_past = torch.arange(width, device=tokens.device) > self.lengths[:, None]
-        hidden = torch.zeros(is_past.shape, dtype=self.dtype, device=tokens.device).masked_fill_(is_past, -torch.inf)
-        cos, sin = self._turns(self.lengths[:, None])
+        hidden = torch.zeros(is_past.shape, dtype=self.attends_in, device=tokens.device).masked_fill_(is_past, -torch.inf)
+        hidden = hidden[:, None, None].expand(-1, self.num_kv, -1, -1)
+        cos, sin = self._turns(self.lengths)
 
         def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
-            q, kv = self._turned(qkv, cos[:, 0], sin[:, 0]).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
-            cache = self.cache[layer]
-            cache[every, :, self.lengths] = kv
-            k, v = cache[:held, : self.num_kv, :width], cache[:held, self.num_kv :, :width]
+            q, kv = self._turned(qkv, cos, sin).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
+            self.cache[layer, :, every, :, self.lengths] = kv.unflatten(1, (2, -1))
             grouped = q.unflatten(1, (self.num_kv, self.groups))  # the heads that share a key stand where positions do
-            return scaled_dot_product_attention(grouped, k, v, attn_mask=hidden[:, None, None], scale=scaling).flatten(1)
+            k, v = self.cache[layer, :, :held, :, :width]
+            return attended(grouped, k, v, hidden, scaling).to(self.dtype).flatten(1)
 
         states = self._through(tokens, attention)
         self.lengths = self.lengths + 1
@@ -172,7 +138,7 @@ class PackedDecoder:
         order = torch.arange(kept, device=device)
         order[holes] = moved
         width = int(self.lengths.max())
-        self.cache[:, holes, :, :width] = self.cache[:, moved, :, :width]
+        self.cache[:, :, holes, :, :width] = self.cache[:, :, moved, :, :width]
         self.lengths = self.lengths[order]
         return order
 
@@ -190,36 +156,59 @@ class PackedDecoder:
             x = x + block.down(silu(gate) * up)
         return x
 
-    def _turns(self, positions: Int[Tensor, "B L"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of rotary positions, [B, L, 1, head_width]; the first half of a head gets -sin."""
-        cos, sin = self.rotary(self.norm.weight, position_ids=positions)
+    def _turns(self, positions: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of rotary positions, [N, 1, head_width]; the first half of a head gets -sin."""
+        cos, sin = (turn.transpose(0, 1) for turn in self.rotary(self.norm.weight, position_ids=positions[None]))
         half = self.head_width // 2
-        return cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
     def _turned(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Float[Tensor, "N H d"]:
-        """Heads of the joint product [N, H d], queries and keys turned by their positions, values as they are.
-
-        `cos` and `sin` are of N positions, or of the columns of N / columns rows.
-        """
+        """Heads of the joint product [N, H d], queries and keys turned by their positions, values as they are."""
         heads = qkv.unflatten(1, (-1, self.head_width))
         turning = heads[:, : -self.num_kv]
-        shape = turning.shape
-        turning = turning.unflatten(0, (-1, len(cos)))
-        turned = torch.addcmul(turning * cos, turning.roll(self.head_width // 2, -1), sin).reshape(shape)
+        turned = torch.addcmul(turning * cos, turning.roll(self.head_width // 2, -1), sin)
         return torch.cat([turned.to(self.dtype), heads[:, -self.num_kv :]], dim=1)
 
 
+def attended(
+    q: Float[Tensor, "B K G d"],
+    k: Float[Tensor, "B K L d"],
+    v: Float[Tensor, "B K L d"],
+    hidden: Float[Tensor, "B K 1 L"],
+    scaling: float,
+) -> Float[Tensor, "B K G d"]:
+    """softmax(scaling q k^T + hidden) v of one position a row, in the dtype of `hidden`.
+
+    On a CPU as two plain products: PyTorch's fused kernel is made for many positions and takes twice as long for one.
+    """
+    q, k, v = (x.to(hidden.dtype) for x in (q, k, v))
+    if q.device.type != "cpu":
+        return scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=scaling)
+    rows = q.shape[:2]
+    q, k, v, hidden = (x.flatten(0, 1) for x in (q, k, v, hidden))
+    return torch.bmm(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling).softmax(-1), v).unflatten(0, rows)
+
+
 def packed_decoder(
-    backbone: Backbone, adapter: str | None, *, slots: int, capacity: int, is_known: bool = False
+    backbone: Backbone,
+    adapter: str | None,
+    *,
+    slots: int,
+    capacity: int,
+    is_known: bool = False,
+    products: Products | None = None,
 ) -> PackedDecoder | None:
-    """The decoder, or None where it does not give what the transformers model gives: that is asked of both, unless `is_known`."""
+    """The decoder, or None where it does not give what the transformers model gives: that is asked of both, unless `is_known`.
+
+    `products` keeps what is laid out of frozen weights from one decoder to the next.
+    """
     config = backbone.model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if config.model_type not in ARCHITECTURES or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         return None
     if getattr(config, "hidden_act", "silu") != "silu" or (backbone.autocast or backbone.model.dtype) not in TOLERANCE:
         return None
-    packed = PackedDecoder(backbone, adapter, slots=slots, capacity=max(capacity, len(PROBE[0])))
+    packed = PackedDecoder(backbone, adapter, slots=slots, capacity=max(capacity, len(PROBE[0])), products=products)
     if not is_known and not _is_the_same(packed, backbone, adapter):
         return None
     packed.lengths = packed.lengths[:0]
@@ -229,7 +218,7 @@ def packed_decoder(
 @torch.no_grad()
 def _is_the_same(packed: PackedDecoder, backbone: Backbone, adapter: str | None) -> bool:
     """Whether both give the same states for a few tokens, some read together and two one by one."""
-    rows = torch.tensor(PROBE[: packed.cache.shape[1]], device=backbone.device) % backbone.model.config.vocab_size
+    rows = torch.tensor(PROBE[: packed.cache.shape[2]], device=backbone.device) % backbone.model.config.vocab_size
     steps = [packed.begin(rows[:, :-2].tolist()), packed.step(rows[:, -2]), packed.step(rows[:, -1])]
     theirs = backbone.hidden(rows, adapter)[:, -3:].float()
     gap = torch.linalg.vector_norm(torch.stack(steps, dim=1).float() - theirs, dim=(0, 2))

@@ -11,7 +11,7 @@ with RunFolder.open(path, verb="sft", cfg=cfg) as folder:
     folder.finish()
 """
 
-from surefoot.runs.checkpoint import State, not_finite_in, saved_state
+from surefoot.runs.checkpoint import State, all_finite, not_finite_in, saved_state
 from surefoot.runs.durable import hash_file, hash_folder, validate_name, write_atomic
 from surefoot.runs.folder import RunFolder
 from surefoot.runs.jsonl import read_jsonl
@@ -21,6 +21,7 @@ from surefoot.runs.optimizer_state import flatten_optimizer, restore_optimizer
 __all__ = [
     "RunFolder",
     "State",
+    "all_finite",
     "flatten_optimizer",
     "has_progress",
     "hash_file",

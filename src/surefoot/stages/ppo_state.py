@@ -17,6 +17,7 @@ from surefoot.optim import make_optimizer, trainable_names
 from surefoot.runs import (
     RunFolder,
     State,
+    all_finite,
     flatten_optimizer,
     load_manifest,
     not_finite_in,
@@ -119,7 +120,7 @@ class Learner:
     def frozen_damage(self) -> str:
         """Name of a frozen weight that is not finite, which no checkpoint can mend; "" where there is none."""
         frozen = ((name, p) for name, p in self.policy.named_parameters() if not p.requires_grad)
-        return next((name for name, p in frozen if not bool(p.isfinite().all())), "")
+        return next((name for name, p in frozen if not all_finite(p)), "")
 
 
 def trained_weights(policy: LanguageActorCritic) -> list[tuple[str, torch.nn.Parameter]]:
