@@ -29,6 +29,7 @@ from turn_parts.parent import PAGE, Side, run_facts
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ppo-iteration.json"
 ALONE = RESULTS.with_name("ppo-iteration-alone.json")  # a run without TRL takes nothing from the page
+WARM_UP = 2  # turns of each side: memory is taken from the system in both, and little of it later
 # name: side, tuning, dtype, blocks with adapters (None: all), ppo.old_logprobs. TRL takes log-probs from its sampler's logits.
 CASES: dict[str, tuple[str, str, str, int | None, str]] = {
     "trl full float32": ("trl", "full", "float32", None, ""),
@@ -87,11 +88,11 @@ def main() -> int:
     with model_folder(asked.model) as folder:
         sizes = model_sizes(folder)
         sides = [side(name, work, asked, folder, sizes["layers"]) for name in names]
-    for repetition in range(-1, asked.repetitions):
+    for repetition in range(-WARM_UP, asked.repetitions):
         for each in sides:
             line = each.turn()
             print(f"{each.name}: {line['seconds']:.2f} s", file=sys.stderr, flush=True)
-            if repetition >= 0:  # the first of each warms up
+            if repetition >= 0:
                 kept[each.name].append(line)
     for each in sides:
         each.close()

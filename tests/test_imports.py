@@ -87,7 +87,7 @@ BESIDES: dict[str, str] = {
     "ppo": "ppo_by_hand ppo_decisions ppo_figures optim",
     "ppo_by_hand": "ppo_decisions ppo_figures ppo_gradient",
     "ppo_decisions": "ppo_figures",
-    "lm": "embedded content",  # the embedded default is one of its backbones
+    "lm": "embedded content launch",  # the embedded default is one of its backbones; what this CPU is
     "preferences": "content intervals",
     "diagnostics": "intervals",
     "config": "launch",  # what this machine has instructions for

@@ -84,7 +84,17 @@ def multiplies_bfloat16(device: str) -> bool:
     """
     if device != "cpu":
         return True
+    return not BF16_FLAGS.isdisjoint(_of_the_cpu())
+
+
+def is_amd() -> bool:
+    """Whether the CPU is AMD's; of one under Linux alone it is known."""
+    return "AuthenticAMD" in _of_the_cpu()
+
+
+def _of_the_cpu() -> set[str]:
+    """The words with which Linux describes the CPU; none on another system."""
     try:
-        return not BF16_FLAGS.isdisjoint(CPU_FILE.read_text(encoding="utf-8", errors="replace").split())
-    except OSError:  # another system than Linux
-        return False
+        return set(CPU_FILE.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return set()

@@ -117,3 +117,11 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(flags, native, tmp_path, m
     (tmp_path / "cpuinfo").write_text(f"model name\t: some CPU\nflags\t\t: {flags}\n", encoding="utf-8")
     assert ModelConfig(dtype="auto").dtype == ("bfloat16" if native else "float32")
     assert ModelConfig().dtype == "float32"
+
+
+@pytest.mark.parametrize("vendor, amd", [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_whose_cpu_it_is(vendor, amd, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "CPU_FILE", tmp_path / "cpuinfo")
+    assert launch.is_amd() is False  # nothing is known of the CPU
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some CPU\n", encoding="utf-8")
+    assert launch.is_amd() is amd

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from surefoot.core import kl_categorical
+from surefoot.lm.linear import product
 
 CHUNK_ELEMENTS = 1 << 23  # logits a chunk holds: 32 MiB in float32, whatever the vocabulary
 
@@ -31,7 +32,7 @@ class Head:
 
     def logits(self, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         with torch.autocast(states.device.type, enabled=False):  # sampling under autocast must see the logits that training sees
-            raw = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+            raw = product(states.to(self.weight.dtype), self.weight, self.bias)
         return raw.float() if self.temperature == 1 else raw.float() / self.temperature
 
     def frozen_copy(self) -> Head:
