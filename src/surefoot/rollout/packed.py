@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from surefoot.lm.backbone import Backbone
 from surefoot.rollout.products import Product, Products
@@ -32,8 +32,8 @@ PROBE = ((13, 11, 12, 14, 16, 11), (12, 15, 10, 11, 14, 13))
 class PackedBlock:
     """One block of the decoder."""
 
-    before_attention: Any
-    before_mlp: Any
+    before_attention: Product
+    before_mlp: Product
     qkv: Product
     out: Product
     gate_up: Product
@@ -54,7 +54,8 @@ class PackedDecoder:
     ) -> None:
         products = products or Products()
         decoder, config = backbone.model.get_decoder(), backbone.model.config
-        self.embedding, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
+        self.embedding, self.rotary, self.norm_weight = decoder.embed_tokens, decoder.rotary_emb, decoder.norm.weight
+        self.norm = rms_norm_of(decoder.norm)
         self.dtype = backbone.autocast or decoder.norm.weight.dtype
         self.attends_in = torch.float32 if backbone.device.type == "cpu" else self.dtype  # rounds less, and is no slower there
         self.num_kv = int(config.num_key_value_heads)
@@ -66,8 +67,8 @@ class PackedDecoder:
 
         self.blocks = [
             PackedBlock(
-                before_attention=block.input_layernorm,
-                before_mlp=block.post_attention_layernorm,
+                before_attention=rms_norm_of(block.input_layernorm),
+                before_mlp=rms_norm_of(block.post_attention_layernorm),
                 qkv=packed(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
                 out=packed(block.self_attn.o_proj),
                 gate_up=packed(block.mlp.gate_proj, block.mlp.up_proj),
@@ -119,10 +120,10 @@ class PackedDecoder:
 
         def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
             q, kv = self._turned(qkv, cos, sin).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
-            self.cache[layer, :, every, :, self.lengths] = kv.unflatten(1, (2, -1))
-            grouped = q.unflatten(1, (self.num_kv, self.groups))  # the heads that share a key stand where positions do
-            k, v = self.cache[layer, :, :held, :, :width]
-            return attended(grouped, k, v, hidden, scaling).to(self.dtype).flatten(1)
+            self.cache[layer, :, every, :, self.lengths] = kv.view(held, 2, self.num_kv, self.head_width)
+            grouped = q.view(held, self.num_kv, self.groups, self.head_width)  # heads of one key stand where positions do
+            k, v = self.cache[layer, :, :held, :, :width].to(self.attends_in)
+            return attended(grouped.to(self.attends_in), k, v, hidden, scaling).to(self.dtype).view(held, -1)
 
         states = self._through(tokens, attention)
         self.lengths = self.lengths + 1
@@ -158,16 +159,22 @@ class PackedDecoder:
 
     def _turns(self, positions: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of rotary positions, [N, 1, head_width]; the first half of a head gets -sin."""
-        cos, sin = (turn.transpose(0, 1) for turn in self.rotary(self.norm.weight, position_ids=positions[None]))
+        cos, sin = (turn.transpose(0, 1) for turn in self.rotary(self.norm_weight, position_ids=positions[None]))
         half = self.head_width // 2
         return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
     def _turned(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Float[Tensor, "N H d"]:
         """Heads of the joint product [N, H d], queries and keys turned by their positions, values as they are."""
-        heads = qkv.unflatten(1, (-1, self.head_width))
+        heads = qkv.view(len(qkv), -1, self.head_width)
         turning = heads[:, : -self.num_kv]
         turned = torch.addcmul(turning * cos, turning.roll(self.head_width // 2, -1), sin)
         return torch.cat([turned.to(self.dtype), heads[:, -self.num_kv :]], dim=1)
+
+
+def rms_norm_of(layer: Any) -> Product:
+    """The RMS norm that all of these architectures share, as one call."""
+    weight, eps = layer.weight, layer.variance_epsilon
+    return lambda x: rms_norm(x, weight.shape, weight, eps)
 
 
 def attended(
@@ -177,16 +184,15 @@ def attended(
     hidden: Float[Tensor, "B K 1 L"],
     scaling: float,
 ) -> Float[Tensor, "B K G d"]:
-    """softmax(scaling q k^T + hidden) v of one position a row, in the dtype of `hidden`.
+    """softmax(scaling q k^T + hidden) v of one position a row.
 
     On a CPU as two plain products: PyTorch's fused kernel is made for many positions and takes twice as long for one.
     """
-    q, k, v = (x.to(hidden.dtype) for x in (q, k, v))
     if q.device.type != "cpu":
         return scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=scaling)
-    rows = q.shape[:2]
-    q, k, v, hidden = (x.flatten(0, 1) for x in (q, k, v, hidden))
-    return torch.bmm(torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling).softmax(-1), v).unflatten(0, rows)
+    rows, keys, values, masks = (x.flatten(0, 1) for x in (q, k, v, hidden))
+    weights = torch.baddbmm(masks, rows, keys.transpose(1, 2), alpha=scaling).softmax(-1)
+    return torch.bmm(weights, values).view_as(q)
 
 
 def packed_decoder(
