@@ -27,6 +27,12 @@ VARIANTS = {
     "policy_gradient": ("--ppo.objective", "policy_gradient"),
     "untethered": ("--ppo.kl_coef", "0"),
     "no_entropy_bonus": ("--ppo.ent_coef", "0"),
+    "float32": ("--model.dtype", "float32"),
+    # with 2e-5 the reward had hardly risen after ten rollouts
+    "full_float32": (
+        *("--model.dtype", "float32", "--model.tuning", "full", "--model.lora_layers", "null"),
+        *("--ppo.learning_rate", "1e-4"),
+    ),
 }
 COLUMNS = {
     "win rate": "judge_win_rate",

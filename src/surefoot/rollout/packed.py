@@ -145,7 +145,8 @@ class PackedDecoder:
 
     def logits(self, states: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, "B V"]:
         """Logits at `temperature`, float32."""
-        return self._head(states.to(self._head_dtype)).float() / temperature
+        raw = self._head(states.to(self._head_dtype)).float()
+        return raw if temperature == 1 else raw / temperature
 
     def _through(self, ids: Tensor, attention: Callable[[int, Tensor, float], Tensor]) -> Float[Tensor, "N D"]:
         """States of tokens after the last block, before the final norm."""
