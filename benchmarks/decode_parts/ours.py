@@ -38,7 +38,8 @@ def main() -> None:
         add_adapter(backbone.model, "policy", cfg, seed=0)
     say(ready=True, threads=torch.get_num_threads())
     keep_freed_memory()  # after what is held was told: loading leaves pages that are nobody's
-    engine = GivenLengths(backbone, RolloutConfig(), adapter="policy" if asked["lora"] else None)  # one, as in a run
+    adapter = "policy" if asked["lora"] else None
+    engine = GivenLengths(backbone, RolloutConfig(), adapter=adapter, keeps_packed=True)  # one for all turns, as in a run
     while True:
         work = Decoding(**wait_for_turn())
         ids, mask = pad_left(work.prompts(backbone.model.config.vocab_size), backbone.codec.pad_id)

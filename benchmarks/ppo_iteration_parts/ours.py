@@ -88,7 +88,7 @@ def main() -> None:
     if asked.get("compiled"):
         policy.backbone.model.get_decoder().compile(dynamic=True)
     keeps = cfg.ppo.old_logprobs == "sampled"
-    engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter, keeps_states=keeps)
+    engine = LocalEngine(policy.backbone, cfg.rollout, adapter=policy.policy_adapter, keeps_states=keeps, keeps_packed=True)
     engine.stop_ids = (-1,)  # no token ends an answer
     rows = work.prompts(backbone.model.config.vocab_size)
     names = [f"prompt {i}" for i in range(work.rows)]

@@ -133,7 +133,8 @@ def build_ppo(
     looked_at = None
     if held_out is not None:
         looked_at = HeldOut(held_out, prompts_of(cfg, backbone, held_out.prompts, "data.eval_prompts", say), cfg)
-    engine = engine_of(cfg, policy.backbone, policy.policy_adapter, keeps_states=ppo.old_logprobs == "sampled")
+    sampled = ppo.old_logprobs == "sampled"
+    engine = engine_of(cfg, policy.backbone, policy.policy_adapter, keeps_states=sampled, keeps_packed=True)
     asked = judges if judges is not None else judges_of(cfg)
     reference = (backbone, engine_of(cfg, backbone, None)) if ppo.alarms == "label" else None
     return PPOParts(policy, engine, source, chosen, asked, held_out=looked_at, reference=reference)
@@ -266,10 +267,11 @@ def _same_tokens(first: Backbone, second: Backbone, setting: str) -> None:
         raise ConfigError(f"{setting}: {first.source} and {second.source} have different tokenizers. Name models that share one.")
 
 
-def engine_of(cfg: Config, backbone: Backbone, adapter: str | None, *, keeps_states: bool = False) -> RolloutEngine:
+def engine_of(cfg: Config, backbone: Backbone, adapter: str | None, **keeps: bool) -> RolloutEngine:
+    """`keeps`: `keeps_states` and `keeps_packed` of LocalEngine."""
     match cfg.rollout.engine:
         case "local":
-            return LocalEngine(backbone, cfg.rollout, adapter=adapter, keeps_states=keeps_states)
+            return LocalEngine(backbone, cfg.rollout, adapter=adapter, **keeps)
 
 
 def memory_plan(cfg: Config, verb: str) -> list[tuple[str, int]]:

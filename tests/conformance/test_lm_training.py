@@ -205,10 +205,12 @@ def test_item_46_chunks_and_checkpoints_give_the_gradient_of_the_plain_formula(
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_item_46_the_same_figures_to_the_bit_whatever_is_trained() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_item_46_the_same_figures_to_the_bit_whatever_is_trained(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ratio of an update divides what was said without a gradient by what is said with one."""
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 100)
     generator = torch.Generator().manual_seed(0)
-    states, weight = torch.randn(13, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    states, weight = (torch.randn(count, 8, generator=generator).to(dtype) for count in (13, 20))
     tokens = torch.randint(0, 20, (13,), generator=generator)
 
     def said(states_learn: bool, head_learns: bool) -> Tensor:
@@ -217,6 +219,29 @@ def test_item_46_the_same_figures_to_the_bit_whatever_is_trained() -> None:
 
     assert torch.equal(said(False, False), said(True, False))
     assert torch.equal(said(False, False), said(True, True))
+
+
+@pytest.mark.parametrize("used", ["logp", "entropy"])
+def test_item_46_a_trained_head_learns_from_either_figure_alone_and_under_autocast(
+    used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "CHUNK_ELEMENTS", 100)
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(13, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    tokens = torch.randint(0, 20, (13,), generator=generator)
+
+    def gradients(ours: bool, autocast: bool) -> list[Tensor]:
+        x, w = states.clone().requires_grad_(), weight.clone().requires_grad_()
+        both = token_statistics(x, tokens, logits.Head(w, None, 1.0)) if ours else _plain(x, tokens, w, None, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            both[0 if used == "logp" else 1].sum().backward()
+        return [x.grad, w.grad]
+
+    expected = gradients(False, False)
+    for autocast in (False, True):
+        for found, wanted in zip(gradients(True, autocast), expected, strict=True):
+            assert found.dtype == torch.float32
+            assert torch.allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("head_learns", [False, True])

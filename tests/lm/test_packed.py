@@ -20,6 +20,7 @@ from transformers import (
 
 from surefoot.config import ModelConfig, RolloutConfig
 from surefoot.lm.backbone import Backbone, from_objects
+from surefoot.optim import adamw
 from surefoot.rollout import products
 from surefoot.rollout.local import LocalEngine
 from surefoot.rollout.packed import PackedDecoder, packed_decoder
@@ -168,34 +169,84 @@ def test_in_bf16_an_adapter_far_smaller_than_a_weights_rounding_still_acts(
     assert (merged - exact).norm() > 0.2 * exact.norm()
 
 
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_frozen_weights_are_laid_out_once_and_anew_when_they_change(
-    backbone: Backbone, is_trained: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frozen_weights_stay_laid_out_until_they_change(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     laid: list[int] = []
     laid_out = products.laid_out
     monkeypatch.setattr(products, "laid_out", lambda weight, *rest: laid.append(len(weight)) or laid_out(weight, *rest))
-    backbone.model.requires_grad_(is_trained)
-    engine = LocalEngine(backbone, RolloutConfig(response_length=12), adapter=None)
+    engine = LocalEngine(backbone, RolloutConfig(response_length=12), adapter=None, keeps_packed=True)
     prompts = prompts_of(backbone)
+    block = backbone.model.get_decoder().layers[0]
+    weight = block.self_attn.k_proj.weight
+    every = 4 * len(backbone.model.get_decoder().layers) + 1
 
     def answers() -> Completions:
         laid.clear()
-        return engine.generate(prompts, torch.Generator().manual_seed(1))
+        made = engine.generate(prompts, torch.Generator().manual_seed(1))
+        assert_equal(made, written(backbone, prompts, packs=False))
+        return made
 
     first = answers()
-    all_products = len(laid)
-    assert all_products == 4 * len(backbone.model.get_decoder().layers) + 1
+    assert len(laid) == every
     assert torch.equal(answers().logp_sampler, first.logp_sampler)
-    assert len(laid) == (all_products if is_trained else 0)
-    block = backbone.model.get_decoder().layers[0]
+    assert laid == []
     with torch.no_grad():
-        block.self_attn.k_proj.weight.mul_(2)  # in place
+        weight.mul_(2)  # in place
         block.mlp.down_proj.weight.data = block.mlp.down_proj.weight * 0.5  # another storage
-    changed = answers()
-    assert len(laid) == (all_products if is_trained else 2)
-    assert not torch.equal(changed.logp_sampler, first.logp_sampler)
-    assert_equal(changed, written(backbone, prompts, packs=False))
+    assert not torch.equal(answers().logp_sampler, first.logp_sampler)
+    assert len(laid) == 2
+    weight.data.mul_(0.5)  # past the counter of writes
+    answers()
+    assert len(laid) == 1
+    weight.requires_grad_(True)
+    optimizer = adamw([weight], lr=0.1, weight_decay=0.0)  # the fused one is not counted either
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    weight.requires_grad_(False)
+    answers()
+    assert len(laid) == 1
+    backbone.model.requires_grad_(True)
+    for _ in range(2):  # what is trained is laid out every time
+        answers()
+        assert len(laid) == every
+
+
+def test_an_engine_that_is_not_told_to_keep_lays_out_anew(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(backbone, RolloutConfig(response_length=2), adapter=None)
+    engine.generate(prompts_of(backbone), torch.Generator().manual_seed(1))
+    laid: list[int] = []
+    laid_out = products.laid_out
+    monkeypatch.setattr(products, "laid_out", lambda weight, *rest: laid.append(len(weight)) or laid_out(weight, *rest))
+    engine.generate(prompts_of(backbone), torch.Generator().manual_seed(1))
+    assert len(laid) == 4 * len(backbone.model.get_decoder().layers) + 1
+
+
+def test_prompts_are_read_by_few_numbers_of_tokens(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is kept for each number of rows: of all kinds of lengths few numbers may come."""
+    read: list[int] = []
+    through = PackedDecoder._through
+    monkeypatch.setattr(
+        PackedDecoder, "_through", lambda self, ids, attention: read.append(len(ids)) or through(self, ids, attention)
+    )
+    decoder = PackedDecoder(backbone, None, slots=9, capacity=20)
+    with torch.no_grad():
+        for seed in range(40):
+            rows = random_rows(backbone, 9, 1, 19, seed=seed)
+            decoder.lengths = decoder.lengths[:0]
+            states = decoder.begin(rows)
+            plain = PlainDecoder(backbone, None).begin(rows)
+            assert torch.allclose(states, plain, atol=1e-4)
+            total = sum(map(len, rows))
+            assert read[-1] == min(total + -total % 32, 9 * max(map(len, rows)))
+    assert len(set(read)) < 12
+
+
+def test_norms_of_another_class_are_called_as_they_are(backbone: Backbone) -> None:
+    config = backbone.model.config
+    decoder = backbone.model.get_decoder()
+    other = torch.nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    decoder.layers[0].input_layernorm = other.requires_grad_(False)
+    prompts = prompts_of(backbone)
+    assert_equal(written(backbone, prompts, packs=True), written(backbone, prompts, packs=False))
 
 
 def test_weights_that_are_no_numbers_stop_the_run(backbone: Backbone) -> None:

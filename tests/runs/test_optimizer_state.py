@@ -247,3 +247,10 @@ def test_numbers_that_are_not_finite_are_found_whatever_their_sum(
 def test_large_float32_numbers_are_finite_though_their_sum_is_not() -> None:
     assert all_finite(torch.full((4,), 3e38))
     assert all_finite(torch.zeros(0))
+
+
+def test_numbers_that_cannot_be_summed_are_looked_at_one_by_one() -> None:
+    x = torch.zeros(4).to(torch.float8_e5m2)
+    assert all_finite(x)
+    assert not all_finite(torch.tensor([1.0, float("inf")]).to(torch.float8_e5m2))
+    assert all_finite(torch.arange(3)) and all_finite(torch.tensor([True]))

@@ -22,7 +22,6 @@ from surefoot.config import ModelConfig
 from surefoot.errors import ModelError, first_line
 from surefoot.lm.adapters import active_adapter, plain_state_dict
 from surefoot.lm.attention import set_attention
-from surefoot.lm.linear import use_onednn
 from surefoot.lm.logits import Head
 from surefoot.lm.tokens import Codec
 from surefoot.lm.trunk import SharedRows, cut_trunk, recomputing
@@ -96,7 +95,6 @@ class Backbone:
         weights = plain_state_dict(self.model, adapter)
         plain.load_state_dict(weights, strict=True)
         plain.generation_config = copy.deepcopy(self.model.generation_config)
-        use_onednn(plain)
         model = plain.to(self.device).eval().requires_grad_(False)
         return Backbone(model, self.codec, "", self.source, self.autocast, self.recompute)
 
@@ -164,7 +162,6 @@ def from_objects(
         model = model.float()  # masters, whatever the object was
     autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
     set_attention(model, autocast or model.dtype)
-    use_onednn(model)
     backbone = Backbone(model, codec, fingerprint, source, autocast, cfg.activation_checkpointing)
     _check_head(backbone)
     return backbone

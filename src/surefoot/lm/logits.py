@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from surefoot.core import kl_categorical
@@ -134,6 +135,7 @@ class _TrainedHeadStatistics(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, for_logp: Tensor, for_entropy: Tensor) -> tuple[Tensor | None, ...]:
         states, tokens, weight, bias, entropy = ctx.saved_tensors
         head = Head(weight, bias, ctx.temperature)
@@ -141,19 +143,20 @@ class _TrainedHeadStatistics(torch.autograd.Function):
         to_weight: Tensor | None = None
         to_bias = None if bias is None else torch.zeros_like(bias)
         slopes = (for_logp / head.temperature, for_entropy / head.temperature, entropy)
-        for s, t, slope, entropy_slope, h, into in _chunks(head, states, tokens, *slopes, to_states):
-            logp, p = _distribution(s, head)
-            if ctx.entropy_gradient:
-                p *= logp.add_(h[:, None]).mul_(-entropy_slope[:, None]).sub_(slope[:, None])
-            else:
-                p *= -slope[:, None]
-            p.scatter_add_(1, t[:, None], slope[:, None])
-            to_logits = p.to(weight.dtype)
-            into.copy_(to_logits @ weight)  # a trained head stands on states that are trained too
-            s = s.to(weight.dtype)
-            to_weight = to_logits.T @ s if to_weight is None else to_weight.addmm_(to_logits.T, s)
-            if to_bias is not None:
-                to_bias += to_logits.sum(0)
+        with torch.autocast(states.device.type, enabled=False):
+            for s, t, slope, entropy_slope, h, into in _chunks(head, states, tokens, *slopes, to_states):
+                logp, p = _distribution(s, head)
+                if ctx.entropy_gradient:
+                    p *= logp.add_(h[:, None]).mul_(-entropy_slope[:, None]).sub_(slope[:, None])
+                else:
+                    p *= -slope[:, None]
+                p.scatter_add_(1, t[:, None], slope[:, None])
+                to_logits = p.to(weight.dtype)
+                into.copy_(to_logits @ weight)  # a trained head stands on states that are trained too
+                s = s.to(weight.dtype)
+                to_weight = to_logits.T @ s if to_weight is None else to_weight.addmm_(to_logits.T, s)
+                if to_bias is not None:
+                    to_bias += to_logits.sum(0)
         return to_states, None, to_weight, to_bias, None, None
 
 

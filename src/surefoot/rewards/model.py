@@ -22,7 +22,6 @@ from torch import Tensor
 from surefoot.errors import ModelError, first_line
 from surefoot.lm.adapters import plain_state_dict
 from surefoot.lm.backbone import Backbone, save_weights
-from surefoot.lm.linear import use_onednn
 from surefoot.lm.roles import RewardScorer
 from surefoot.lm.tokens import Codec, last_states, pad_right, reward_row
 from surefoot.lm.trunk import cut_config
@@ -135,7 +134,6 @@ class SeparateRewardModel:
     ) -> None:
         self.model, self.codec, self.facts, self.batch_size, self.reads_ids = model, codec, facts, batch_size, reads_ids
         self.trained_on = trained_on
-        use_onednn(model)
 
     @torch.no_grad()
     def score(self, prompts: Prompts, completions: Completions) -> Scores:

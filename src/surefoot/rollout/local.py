@@ -41,16 +41,24 @@ class LocalEngine:
     """Samples from `backbone` with `adapter` on (None: the bare backbone).
 
     `packs` False decodes through transformers throughout: the obvious path, which any architecture takes that cannot be packed.
-    `keeps_states` hands over the states that chose the tokens.
+    `keeps_states` hands over the states that chose the tokens. `keeps_packed` leaves frozen weights laid out between calls: a
+    second copy of them, which saves a part of every call.
     """
 
     def __init__(
-        self, backbone: Backbone, cfg: RolloutConfig, *, adapter: str | None, packs: bool = True, keeps_states: bool = False
+        self,
+        backbone: Backbone,
+        cfg: RolloutConfig,
+        *,
+        adapter: str | None,
+        packs: bool = True,
+        keeps_states: bool = False,
+        keeps_packed: bool = False,
     ) -> None:
         self.backbone, self.cfg, self.adapter, self.keeps_states = backbone, cfg, adapter, keeps_states
         self.stop_ids = (*backbone.codec.eos_ids, *_stop_ids(backbone, cfg.stop_token))
         self.version = 0
-        self.packs, self._is_known, self._products = packs, False, Products()
+        self.packs, self._is_known, self._products = packs, False, Products(keeps=keeps_packed)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The weights are the policy's own, so there is nothing to copy: only the version moves."""
@@ -129,6 +137,7 @@ class LocalEngine:
             self.packs = self._is_known = packed is not None
             if packed is not None:
                 return packed
+            self._products = Products()  # what was laid out to find that it gives something else
         return PlainDecoder(self.backbone, self.adapter)
 
     def _check_context(self, prompts: Prompts) -> None:

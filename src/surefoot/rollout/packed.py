@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
@@ -25,6 +25,7 @@ TOLERANCE = {
     torch.float16: 0.02,
     torch.bfloat16: 0.1,
 }  # norm of a step's gaps over that of its states
+ROUND = 32  # tokens of prompts are read by a multiple of it
 PROBE = ((13, 11, 12, 14, 16, 11), (12, 15, 10, 11, 14, 13))
 
 
@@ -92,8 +93,10 @@ class PackedDecoder:
         back = torch.tensor([place[tuple(row)] for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in distinct], device=device)
         width, first, held = int(lengths.max()), len(self.lengths), len(self.lengths) + len(rows)
-        is_token = torch.arange(width, device=device) < lengths[:, None]
-        row_of, column_of = is_token.nonzero(as_tuple=True)  # products have tokens alone, only attention has rows of one width
+        ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in distinct], device=device)
+        # products have tokens alone, only attention has rows of one width
+        read = rounded_up(torch.arange(width, device=device) < lengths[:, None])
+        row_of, column_of = read.nonzero(as_tuple=True)
         cos, sin = self._turns(column_of)
 
         def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
@@ -105,9 +108,10 @@ class PackedDecoder:
             out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
             return out.transpose(1, 2)[row_of, column_of].flatten(1)
 
-        states = self._through(torch.tensor([token for row in distinct for token in row], device=device), attention)
+        states = self._through(ids[read], attention)
         self.lengths = torch.cat([self.lengths, lengths[back]])
-        return self.norm(states[lengths.cumsum(0) - 1])[back]
+        ends = read.flatten().cumsum(0)[torch.arange(len(distinct), device=device) * width + lengths - 1] - 1
+        return self.norm(states[ends])[back]
 
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Appends a token to every row; the states after it."""
@@ -172,8 +176,17 @@ class PackedDecoder:
         return torch.cat([turned.to(self.dtype), heads[:, -self.num_kv :]], dim=1)
 
 
+def rounded_up(is_token: Bool[Tensor, "N L"]) -> Bool[Tensor, "N L"]:
+    """The tokens, and as much of the padding behind them as makes their number one of few: a kernel is kept for each number."""
+    spare = (~is_token).flatten().nonzero()[:, 0][: -int(is_token.sum()) % ROUND]
+    return is_token.flatten().index_fill(0, spare, True).view_as(is_token)
+
+
 def rms_norm_of(layer: Any) -> Product:
-    """The RMS norm that all of these architectures share, as one call."""
+    """The RMS norm that all of these architectures share, as one call; another one as it is."""
+    if not hasattr(layer, "variance_epsilon"):
+        norm: Product = layer
+        return norm
     weight, eps = layer.weight, layer.variance_epsilon
     return lambda x: rms_norm(x, weight.shape, weight, eps)
 

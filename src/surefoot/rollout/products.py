@@ -19,10 +19,14 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Products:
-    """x -> x W^T + b, for the layers of one model. `kept` holds those of frozen weights, by the first weight's identity."""
+    """x -> x W^T + b, for the layers of one model.
 
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[tuple[Any, ...], Product]] = {}
+    `keeps`: those of frozen weights stay laid out from one decoder to the next, a second copy of them in memory.
+    """
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        self.keeps = keeps
+        self._kept: dict[int, tuple[tuple[Any, ...], Product]] = {}  # by the first weight's identity
 
     def of(self, layers: Sequence[Any], adapter: str | None, dtype: torch.dtype) -> Product:
         """The joint product of `layers` with an adapter's change in it, in `dtype`.
@@ -44,14 +48,19 @@ class Products:
 
     def _frozen_or_new(self, parts: Sequence[LowRank], dtype: torch.dtype) -> Product:
         weights = [tensor for part in parts for tensor in (part.weight, part.bias) if tensor is not None]
-        if weights[0].device.type != "cpu" or any(tensor.requires_grad for tensor in weights):
+        if not self.keeps or weights[0].device.type != "cpu" or any(tensor.requires_grad for tensor in weights):
+            self._kept.pop(id(weights[0]), None)
             return laid_out(*side_by_side(parts, dtype))
-        # a version counts what is written in place; new storage has another address
-        stamp = (dtype, *((id(tensor), tensor.data_ptr(), tensor._version) for tensor in weights))
+        stamp = (dtype, *map(_stamp, weights))
         before = self._kept.get(id(weights[0]))
         if before is None or before[0] != stamp:
             self._kept[id(weights[0])] = before = (stamp, laid_out(*side_by_side(parts, dtype)))
         return before[1]
+
+
+def _stamp(x: Tensor) -> tuple[int, int, float]:
+    """Tells a tensor from what it was: where its numbers lie, and their sum, for not every write to them is counted."""
+    return id(x), x.data_ptr(), x.detach().sum(dtype=torch.float32).item()
 
 
 def side_by_side(parts: Sequence[LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ def run(model: str, cfg: Config) -> None:
             stream.reconfigure(errors="replace")  # a letter that cannot be read or shown is a question mark
     backbone = load_backbone(cfg.model.model_copy(update={"name": model_of(model)}))
     chat = cfg.model.template != "plain" and bool(backbone.codec.tokenizer.chat_template) and cfg.model.template == "chat"
-    engine = LocalEngine(backbone, cfg.rollout, adapter=None)
+    engine = LocalEngine(backbone, cfg.rollout, adapter=None, keeps_packed=True)
     generator = torch.Generator().manual_seed(cfg.seed)
     print(
         f"{model_of(model)}: {'a chat' if chat else 'text to continue; --model.template chat for a chat'}. An empty line ends it."
