@@ -240,6 +240,13 @@ def test_prompts_are_read_by_few_numbers_of_tokens(backbone: Backbone, monkeypat
     assert len(set(read)) < 12
 
 
+def test_a_bias_on_some_of_the_layers_that_are_joined(backbone: Backbone) -> None:
+    layer = backbone.model.get_decoder().layers[0].self_attn.k_proj
+    layer.bias = torch.nn.Parameter(torch.randn(layer.out_features, generator=torch.Generator().manual_seed(0)), False)
+    prompts = prompts_of(backbone)
+    assert_equal(written(backbone, prompts, packs=True), written(backbone, prompts, packs=False))
+
+
 def test_norms_of_another_class_are_called_as_they_are(backbone: Backbone) -> None:
     config = backbone.model.config
     decoder = backbone.model.get_decoder()

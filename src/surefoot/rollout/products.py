@@ -65,9 +65,11 @@ def _stamp(x: Tensor) -> tuple[int, int, float]:
 
 def side_by_side(parts: Sequence[LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Weights and biases of layers with one input as one layer's."""
-    biases = [part.bias for part in parts if part.bias is not None]
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
-    return weight.to(dtype), torch.cat(biases).to(dtype) if biases else None
+    if all(part.bias is None for part in parts):
+        return weight.to(dtype), None
+    biases = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+    return weight.to(dtype), torch.cat(biases).to(dtype)
 
 
 def laid_out(weight: Float[Tensor, "O D"], bias: Float[Tensor, " O"] | None) -> Product:
