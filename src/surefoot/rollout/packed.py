@@ -82,7 +82,7 @@ class PackedDecoder:
         head = backbone.head()
         self._head_dtype = head.weight.dtype
         self._head = products.of([head], None, self._head_dtype)
-        self.cache = torch.zeros(shape, dtype=self.dtype, device=backbone.device)
+        self.cache = torch.zeros(shape, dtype=self.attends_in, device=backbone.device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=backbone.device)
 
     def begin(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]:
@@ -119,15 +119,21 @@ class PackedDecoder:
         every = torch.arange(held, device=tokens.device)
         is_past = torch.arange(width, device=tokens.device) > self.lengths[:, None]
         hidden = torch.zeros(is_past.shape, dtype=self.attends_in, device=tokens.device).masked_fill_(is_past, -torch.inf)
-        hidden = hidden[:, None, None].expand(-1, self.num_kv, -1, -1)
+        hidden = hidden.repeat_interleave(self.num_kv, dim=0)[:, None]
         cos, sin = self._turns(self.lengths)
+        numbers = self.cache.flatten(1, -2)  # [layers, places, head_width]
+        places = torch.arange(numbers.shape[1], device=tokens.device).view(self.cache.shape[1:-1])
+        at = places[:, every, :, self.lengths].flatten()  # where a row's new keys go, then its values
+        past = self.cache[:, :, :held, :, :width].flatten(2, 3).unbind(1)
+        of_layer = list(zip(numbers, *past, strict=True))
 
         def attention(layer: int, qkv: Tensor, scaling: float) -> Tensor:
-            q, kv = self._turned(qkv, cos, sin).split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
-            self.cache[layer, :, every, :, self.lengths] = kv.view(held, 2, self.num_kv, self.head_width)
-            grouped = q.view(held, self.num_kv, self.groups, self.head_width)  # heads of one key stand where positions do
-            k, v = self.cache[layer, :, :held, :, :width].to(self.attends_in)
-            return attended(grouped.to(self.attends_in), k, v, hidden, scaling).to(self.dtype).view(held, -1)
+            heads = self._turned(qkv, cos, sin).to(self.attends_in)
+            whole, k, v = of_layer[layer]
+            q, kv = heads.split([self.num_kv * self.groups, 2 * self.num_kv], dim=1)
+            whole.index_copy_(0, at, kv.reshape(-1, self.head_width))
+            grouped = q.reshape(-1, self.groups, self.head_width)  # heads of one key stand where positions do
+            return attended(grouped, k, v, hidden, scaling).to(self.dtype).view(held, -1)
 
         states = self._through(tokens, attention)
         self.lengths = self.lengths + 1
@@ -192,21 +198,21 @@ def rms_norm_of(layer: Any) -> Product:
 
 
 def attended(
-    q: Float[Tensor, "B K G d"],
-    k: Float[Tensor, "B K L d"],
-    v: Float[Tensor, "B K L d"],
-    hidden: Float[Tensor, "B K 1 L"],
+    q: Float[Tensor, "N G d"],
+    k: Float[Tensor, "N L d"],
+    v: Float[Tensor, "N L d"],
+    hidden: Float[Tensor, "N 1 L"],
     scaling: float,
-) -> Float[Tensor, "B K G d"]:
-    """softmax(scaling q k^T + hidden) v of one position a row.
+) -> Float[Tensor, "N G d"]:
+    """softmax(scaling q k^T + hidden) v of one position a row, the G heads that read one key together.
 
     On a CPU as two plain products: PyTorch's fused kernel is made for many positions and takes twice as long for one.
     """
     if q.device.type != "cpu":
-        return scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=scaling)
-    rows, keys, values, masks = (x.flatten(0, 1) for x in (q, k, v, hidden))
-    weights = torch.baddbmm(masks, rows, keys.transpose(1, 2), alpha=scaling).softmax(-1)
-    return torch.bmm(weights, values).view_as(q)
+        one_head = (x[:, None] for x in (q, k, v, hidden))
+        return scaled_dot_product_attention(*one_head, scale=scaling)[:, 0]
+    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+    return torch.bmm(weights, v)
 
 
 def packed_decoder(
