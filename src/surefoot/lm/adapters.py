@@ -9,10 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
+from surefoot.lm.low_rank import fuse
 
 
 def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
@@ -47,6 +47,8 @@ def add_adapter(model: Any, name: str, cfg: ModelConfig, *, seed: int) -> None:
         warnings.simplefilter("ignore")  # PEFT warns of a second adapter: several on one backbone are the design
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=name)
+    for _, layer in _lora_layers(model):
+        fuse(layer)
     for _, parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.float()  # masters: bf16 would swallow small steps
         parameter.requires_grad_(True)
@@ -74,27 +76,6 @@ def adapter_parameters(model: nn.Module, name: str) -> list[tuple[str, nn.Parame
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(key, module) for key, module in model.named_modules() if isinstance(module, LoraLayer)]
-
-
-class LowRank(NamedTuple):
-    """A linear layer's weight and bias, and an adapter's change of the weight as up @ down (None: no change)."""
-
-    weight: Float[Tensor, "O D"]
-    bias: Float[Tensor, " O"] | None
-    down: Float[Tensor, "R D"] | None
-    up: Float[Tensor, "O R"] | None
-
-
-def low_rank_parts(layer: Any, name: str | None) -> LowRank:
-    """The parts of a linear layer under adapter `name` (None: off): W + (alpha / rank) B A, the factor in `up`."""
-    if not isinstance(layer, LoraLinear):
-        return LowRank(layer.weight, layer.bias, None, None)
-    base: Any = layer.get_base_layer()
-    if name is None or name not in layer.lora_A:
-        return LowRank(base.weight, base.bias, None, None)
-    down: Any = layer.lora_A[name]
-    up: Any = layer.lora_B[name]
-    return LowRank(base.weight, base.bias, down.weight, layer.scaling[name] * up.weight)
 
 
 @contextmanager

@@ -209,8 +209,8 @@ def attended(
     On a CPU as two plain products: PyTorch's fused kernel is made for many positions and takes twice as long for one.
     """
     if q.device.type != "cpu":
-        one_head = (x[:, None] for x in (q, k, v, hidden))
-        return scaled_dot_product_attention(*one_head, scale=scaling)[:, 0]
+        q, k, v, hidden = (x[:, None] for x in (q, k, v, hidden))  # one head a row
+        return scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=scaling)[:, 0]
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
     return torch.bmm(weights, v)
 

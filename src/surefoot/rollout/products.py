@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from surefoot.lm.adapters import LowRank, low_rank_parts
+from surefoot.lm.low_rank import LowRank, low_rank_parts
 
 Product = Callable[[Tensor], Tensor]
 
