@@ -1,4 +1,4 @@
-"""Half-precision models attend in float32 on a CPU: the same answers as transformers' own, and no trace in what is saved."""
+"""SDPA through our own name: transformers' figures, in float32 for half precision on a CPU, and no trace in what is saved."""
 
 import copy
 from pathlib import Path
@@ -6,32 +6,38 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from surefoot.config import ModelConfig
-from surefoot.lm.attention import NAME, attend_in_float32
+from surefoot.lm.attention import NAME, attend
 from surefoot.lm.backbone import from_objects
 from surefoot.rollout.plain import PlainDecoder
 from tiny_language import make_backbone, random_rows
 
 
-def test_half_precision_alone_is_widened(model: Any, tokenizer: Any) -> None:
-    def attends(given: torch.dtype, **settings: Any) -> str:
-        cfg = ModelConfig(name="tiny", **settings)
-        return str(from_objects(copy.deepcopy(model).to(given), tokenizer, cfg).model.config._attn_implementation)
+def test_models_that_attend_by_sdpa_do_so_through_ours(model: Any, tokenizer: Any) -> None:
+    def attends(given: Any) -> str:
+        return str(from_objects(given, tokenizer, ModelConfig(name="tiny")).model.config._attn_implementation)
 
-    assert attends(torch.bfloat16) == NAME
-    assert attends(torch.float32, tuning="full", dtype="bfloat16") == NAME
-    assert attends(torch.float32) == "sdpa"
+    assert attends(copy.deepcopy(model)) == attends(copy.deepcopy(model).bfloat16()) == NAME
     eager = copy.deepcopy(model).bfloat16()
     eager.set_attn_implementation("eager")
-    assert from_objects(eager, tokenizer, ModelConfig(name="tiny")).model.config._attn_implementation == "eager"
+    assert attends(eager) == "eager"
+
+
+def test_in_float32_it_is_transformers_own() -> None:
+    q, k, v = torch.randn(3, 2, 3, 5, 8)
+    for mask in (None, torch.ones(5, 5, dtype=torch.bool).tril()):
+        module = torch.nn.Module()
+        theirs, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=0.3)
+        assert torch.equal(attend(module, q, k, v, mask, scaling=0.3)[0], theirs)
 
 
 def test_queries_and_keys_are_widened_and_the_result_is_narrowed() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 8, generator=generator).bfloat16() for _ in range(3))
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    out, _ = attend_in_float32(torch.nn.Module(), q, k, v, attention_mask=mask, scaling=0.3)
+    out, _ = attend(torch.nn.Module(), q, k, v, attention_mask=mask, scaling=0.3)
     exact = torch.softmax((q.double() @ k.double().mT * 0.3).masked_fill(~mask, -torch.inf), -1) @ v.double()
     assert out.dtype == torch.bfloat16
     assert torch.equal(out.transpose(1, 2), exact.float().bfloat16()), "rounded once, at the end"

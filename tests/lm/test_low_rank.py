@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from surefoot.lm.low_rank import FusedLora, fuse
+from surefoot.lm.low_rank import FusedLinear, fuse
 
 
 def layer_of(*, bias: bool = True, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
@@ -28,7 +28,7 @@ def layer_of(*, bias: bool = True, dtype: torch.dtype = torch.float32, **lora: A
 def fused(layer: Any) -> Any:
     other = copy.deepcopy(layer)
     fuse(other)
-    assert type(other) is FusedLora
+    assert type(other) is FusedLinear
     return other
 
 

@@ -67,9 +67,9 @@ def test_no_forward_pass_of_the_policy_is_made(model: Any, tokenizer: Any, monke
     adapters: list[str | None] = []
     hidden = type(policy.backbone).hidden
 
-    def noted(self: Any, rows: Any, adapter: str | None, layer: int | None = None) -> Any:
+    def noted(self: Any, rows: Any, adapter: str | None, layer: int | None = None, **given: Any) -> Any:
         adapters.append(adapter)
-        return hidden(self, rows, adapter, layer)
+        return hidden(self, rows, adapter, layer, **given)
 
     monkeypatch.setattr(type(policy.backbone), "hidden", noted)
     prompts = make_prompts(random_rows(policy.backbone, 4, 2, 9), policy.backbone.codec.pad_id)

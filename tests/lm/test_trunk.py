@@ -110,7 +110,9 @@ def test_the_blocks_below_a_reward_head_run_once_for_the_head_and_for_those_who_
 
     runs: list[int] = []
     begin = SplitTrunk.begin
-    monkeypatch.setattr(SplitTrunk, "begin", lambda self, rows: runs.append(len(rows)) or begin(self, rows))
+    monkeypatch.setattr(
+        SplitTrunk, "begin", lambda self, rows, lengths=None: runs.append(len(rows)) or begin(self, rows, lengths)
+    )
     scores = source(backbone).score(prompts, completions)
     assert sum(runs) == 8
     assert torch.allclose(scores.value, source(plain).score(prompts, completions).value, atol=1e-5)

@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError, first_line
 from surefoot.lm.adapters import active_adapter, plain_state_dict
-from surefoot.lm.attention import set_attention
+from surefoot.lm.attention import NAME, set_attention
 from surefoot.lm.logits import Head
+from surefoot.lm.padding_free import states_of_rows
 from surefoot.lm.tokens import Codec
 from surefoot.lm.trunk import SharedRows, cut_trunk, recomputing
 
@@ -43,6 +44,7 @@ class Backbone:
     source: str
     autocast: torch.dtype | None = None  # compute dtype under full fine-tuning, whose weights stay float32
     recompute: bool = False  # blocks keep their inputs alone, and run again in the backward pass
+    padding_free: bool = False  # rows are run without the padding between them
     shared: SharedRows = field(default_factory=SharedRows, compare=False)
 
     @property
@@ -73,21 +75,26 @@ class Backbone:
         ):
             yield decoder
 
-    def hidden(self, rows: Int[Tensor, "B L"], adapter: str | None, layer: int | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, rows: Int[Tensor, "B L"], adapter: str | None, layer: int | None = None, *, lengths: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Final-normed states of right-padded rows, after the last layer or after `layer`.
 
-        Attention is causal and padding stands on the right, so no mask is needed and no real token's state depends on padding.
+        No real token's state depends on padding. With the rows' `lengths` padding may be left out, and has the state 0 then.
         """
         with self.using(adapter) as decoder:
             trunk = decoder if layer is None or layer == self.num_layers else cut_trunk(decoder, layer)
-            states: Tensor = trunk(input_ids=rows, use_cache=False).last_hidden_state
-        return states
+            return states_of_rows(trunk, rows, self.unpadded(lengths))
+
+    def unpadded(self, lengths: Int[Tensor, " B"] | None) -> Int[Tensor, " B"] | None:
+        """`lengths` where rows are run without padding, else None."""
+        return lengths if self.padding_free and self.model.config._attn_implementation == NAME else None
 
     def trainable_copy(self) -> Backbone:
         """The same model once more, to train every weight of it: float32 masters, computing in the dtype that they had."""
         dtype = self.autocast or (self.model.dtype if self.model.dtype != torch.float32 else None)
         model = copy.deepcopy(self.model).float().requires_grad_(False)
-        return Backbone(model, self.codec, self.fingerprint, self.source, dtype, self.recompute)
+        return replace(self, model=model, autocast=dtype, shared=SharedRows())
 
     def merged(self, adapter: str | None) -> Backbone:
         """A plain backbone of its own, with `adapter` merged into the weights and none left on it."""
@@ -96,7 +103,8 @@ class Backbone:
         plain.load_state_dict(weights, strict=True)
         plain.generation_config = copy.deepcopy(self.model.generation_config)
         model = plain.to(self.device).eval().requires_grad_(False)
-        return Backbone(model, self.codec, "", self.source, self.autocast, self.recompute)
+        set_attention(model)
+        return replace(self, model=model, fingerprint="", shared=SharedRows())
 
     def save(self, folder: Path, *, merge: str | None = None) -> None:
         """Writes a folder that AutoModelForCausalLM and AutoTokenizer load, with adapter `merge` merged into the weights."""
@@ -161,10 +169,10 @@ def from_objects(
     if cfg.tuning == "full":
         model = model.float()  # masters, whatever the object was
     autocast = torch.bfloat16 if cfg.tuning == "full" and cfg.dtype == "bfloat16" else None
-    set_attention(model, autocast or model.dtype)
-    backbone = Backbone(model, codec, fingerprint, source, autocast, cfg.activation_checkpointing)
+    set_attention(model)
+    backbone = Backbone(model, codec, fingerprint, source, autocast, cfg.activation_checkpointing, cfg.padding_free)
     _check_head(backbone)
-    return backbone
+    return backbone if _runs_without_padding(backbone) else replace(backbone, padding_free=False)
 
 
 def _device(cfg: ModelConfig) -> str:
@@ -190,6 +198,25 @@ def _check_head(backbone: Backbone) -> None:
             f"{type(backbone.model).__name__} computes its logits by more than a linear head of its last states, such as a cap "
             f"or a scale (they differ by {gap:.2g}). Use an architecture without, for example Llama, Qwen2 or GPT-2."
         )
+
+
+@torch.no_grad()
+def _runs_without_padding(backbone: Backbone) -> bool:
+    """Whether rows run without padding have the states that they have with it: an architecture may attend by other rules."""
+    config = backbone.model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not backbone.padding_free or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return False
+    rows = torch.arange(11, 23, device=backbone.device).reshape(3, 4) % config.vocab_size
+    lengths = torch.tensor([1, 4, 2], device=backbone.device)
+    is_token = torch.arange(4, device=backbone.device) < lengths[:, None]
+    plain = backbone.hidden(rows, None)[is_token].float()
+    try:
+        ours = backbone.hidden(rows, None, lengths=lengths)[is_token].float()
+    except (TypeError, ValueError, RuntimeError, IndexError):  # a decoder that takes no such arguments, or other shapes
+        return False
+    close = 1e-4 if plain.dtype == (backbone.autocast or backbone.model.dtype) else 0.1
+    return bool((ours - plain).norm() <= close * plain.norm())
 
 
 def resolve(name: str) -> Path | str:

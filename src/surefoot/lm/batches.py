@@ -111,10 +111,10 @@ class CompletionTask:
         rows = [self.rows[i] for i in items]
         device = self.backbone.device
         self.backbone.model.train(torch.is_grad_enabled())  # dropout is on while it learns, and only then
-        ids, _ = pad_right([row.ids for row in rows], self.backbone.codec.pad_id)
+        ids, mask = pad_right([row.ids for row in rows], self.backbone.codec.pad_id)
         lengths = torch.tensor([row.prompt_length for row in rows])
         answers, answer_mask = pad_right([row.ids[row.prompt_length :] for row in rows], self.backbone.codec.pad_id)
-        hidden = self.backbone.hidden(ids.to(device), self.adapter)
+        hidden = self.backbone.hidden(ids.to(device), self.adapter, lengths=mask.sum(1).to(device))
         states = states_before(hidden, lengths.to(device), answers.shape[1])[:, :-1]
         answer_mask = answer_mask.to(device)
         logp, _ = token_statistics(

@@ -189,6 +189,13 @@ def token_statistics(
     return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
+@torch.no_grad()
+def token_logps(states: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], head: Head) -> Float[Tensor, " N"]:
+    """`token_statistics` without gradient and entropy: half of the passes over a chunk's logits."""
+    parts = [torch.log_softmax(head.logits(s), dim=-1).gather(1, t[:, None])[:, 0] for s, t in _chunks(head, states, tokens)]
+    return torch.cat(parts)
+
+
 def exact_kl(p: TokenDist, q: TokenDist) -> Float[Tensor, "B T"]:
     """KL(p || q) over the vocabulary at each position, in nats, exact; differentiable in both. 0 outside the mask."""
     states_p, states_q = p.states[p.mask], q.states[p.mask]

@@ -38,8 +38,11 @@ def low_rank_parts(layer: Any, name: str | None) -> LowRank:
     return LowRank(base.weight, base.bias, down.weight, layer.scaling[name] * up.weight)
 
 
-class FusedLora(LoraLinear):
-    """PEFT's layer; where one plain adapter is on, its change is a part of the product. Any other case is PEFT's own."""
+class FusedLinear(LoraLinear):
+    """PEFT's layer; where one plain adapter is on, its change is a part of the product. Any other case is PEFT's own.
+
+    By the "Linear" in a class's name PEFT knows what a second adapter may be put on.
+    """
 
     def forward(self, x: Tensor, *args: Any, **given: Any) -> Tensor:
         name = None if args or given or self.merged or self.disable_adapters else self._only_plain_adapter()
@@ -59,9 +62,9 @@ class FusedLora(LoraLinear):
 
 
 def fuse(layer: Any) -> None:
-    """Makes PEFT's layer on a plain linear one a FusedLora; another one stays as it is."""
+    """Makes PEFT's layer on a plain linear one a FusedLinear; another one stays as it is."""
     if type(layer) is LoraLinear and type(layer.get_base_layer()) is nn.Linear:
-        layer.__class__ = FusedLora
+        layer.__class__ = FusedLinear
 
 
 class _Product(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from surefoot.config import ModelConfig
 from surefoot.lm.adapters import adapter_parameters, add_adapter
 from surefoot.lm.backbone import Backbone
-from surefoot.lm.logits import TokenDist, exact_kl, token_statistics
+from surefoot.lm.logits import TokenDist, exact_kl, token_logps, token_statistics
 from surefoot.lm.tokens import Context, joined_rows, last_states, pad_right, states_before
 from surefoot.lm.trunk import check_layer, cut_trunk, split_trunk
 from surefoot.types import Evaluation
@@ -98,7 +98,7 @@ class LanguageActorCritic(nn.Module):
 
     def forward(self, states: Context, actions: Int[Tensor, "B T"]) -> Evaluation:
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
-        policy = states_before(self._hidden(rows, self.policy_adapter, states.begun), lengths, states.mask.shape[1])
+        policy = states_before(self._hidden(rows, self.policy_adapter, states), lengths, states.mask.shape[1])
         return self._evaluation(policy, rows, lengths, states, actions)
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class LanguageActorCritic(nn.Module):
 
     def _evaluation(self, policy: Tensor, rows: Tensor, lengths: Tensor, states: Context, actions: Tensor) -> Evaluation:
         """From the policy's states before each token and after the last [B, T + 1, D]."""
-        values = self._values(rows, lengths, states.mask.shape[1], policy, states.begun)
+        values = self._values(rows, lengths, policy, states)
         dist = TokenDist(policy[:, :-1], states.mask, self.backbone.head(self.temperature))
         logp, entropy = self._at_mask(dist, actions)
         return Evaluation(logp=logp, values=values[:, :-1], next_values=values[:, 1:], entropy=entropy, dist=dist)
@@ -123,10 +123,12 @@ class LanguageActorCritic(nn.Module):
         """Log-probs and distributions of the SFT model: the bare backbone, or its frozen copy."""
         rows, lengths = joined_rows(states, actions, self.backbone.codec.pad_id)
         reference = self._reference_backbone
-        whole = reference.hidden(rows, None) if states.begun is None else self._hidden(rows, None, states.begun)
+        is_new = states.begun is None
+        whole = reference.hidden(rows, None, lengths=states.lengths) if is_new else self._hidden(rows, None, states)
         hidden = states_before(whole, lengths, states.mask.shape[1])
         dist = TokenDist(hidden[:, :-1], states.mask, reference.head(self.temperature))
-        return self._at_mask(dist, actions)[0], dist
+        logp = token_logps(dist.states[dist.mask], actions[dist.mask], dist.head)
+        return logp.new_zeros(dist.mask.shape).masked_scatter(dist.mask, logp), dist
 
     @torch.no_grad()
     def begin(self, states: Context, actions: Int[Tensor, "B T"]) -> Context:
@@ -145,42 +147,44 @@ class LanguageActorCritic(nn.Module):
             padded = [torch.nn.functional.pad(one, (0, 0, 0, rows.shape[1] - len(one))) for one in found]
             return replace(states, begun=torch.stack(padded))
         with self.backbone.using(None):
-            return replace(states, begun=self._split.begin(rows))
+            return replace(states, begun=self._split.begin(rows, self.backbone.unpadded(states.lengths)))
 
     def kl(self, dist_p: TokenDist, dist_q: TokenDist) -> Float[Tensor, "B T"]:
         """Exact KL(p || q) over the vocabulary, nats; 0 outside the mask."""
         return exact_kl(dist_p, dist_q)
 
-    def _hidden(self, rows: Tensor, adapter: str | None, begun: Tensor | None) -> Float[Tensor, "B L D"]:
+    def _hidden(self, rows: Tensor, adapter: str | None, states: Context) -> Float[Tensor, "B L D"]:
         """States of `rows` under `adapter`: from the tokens on, or from the shared blocks' states on."""
-        if begun is None or self._split is None:
-            return self.backbone.hidden(rows, adapter)
+        if states.begun is None or self._split is None:
+            return self.backbone.hidden(rows, adapter, lengths=states.lengths)
         with self.backbone.using(adapter):
-            return self._split.finish(begun[:, : rows.shape[1]])
+            return self._split.finish(states.begun[:, : rows.shape[1]], lengths=self.backbone.unpadded(states.lengths))
 
-    def _values(
-        self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor, begun: Tensor | None
-    ) -> Float[Tensor, "B T_plus_1"]:
+    def _values(self, rows: Tensor, lengths: Tensor, policy: Tensor, states: Context) -> Float[Tensor, "B T_plus_1"]:
         match self.critic:
             case "detached":
                 with torch.no_grad():
-                    states = self._critic_states(rows, lengths, steps, policy).detach()
+                    seen = self._critic_states(rows, lengths, policy, states).detach()
             case "shared":
-                states = self._critic_states(rows, lengths, steps, policy)
-            case "adapter":
-                layer = self._critic_layer
-                whole = self._hidden(rows, "critic", begun) if layer is None else self.backbone.hidden(rows, "critic", layer)
-                states = states_before(whole, lengths, steps)
-            case "model":
-                assert self._critic_backbone is not None  # set in __init__ for this kind
-                states = states_before(self._critic_backbone.hidden(rows, None, self._critic_layer), lengths, steps)
-        return self.value_head(states.float())[..., 0]
+                seen = self._critic_states(rows, lengths, policy, states)
+            case "adapter" | "model":
+                seen = states_before(self._critic_hidden(rows, states), lengths, states.mask.shape[1])
+        return self.value_head(seen.float())[..., 0]
 
-    def _critic_states(self, rows: Tensor, lengths: Tensor, steps: int, policy: Tensor) -> Float[Tensor, "B T_plus_1 D"]:
+    def _critic_states(self, rows: Tensor, lengths: Tensor, policy: Tensor, states: Context) -> Float[Tensor, "B T_plus_1 D"]:
         """The policy's states that the value head reads: those at hand, or the states of an earlier layer by a pass to there."""
         if self._critic_layer is None:
             return policy
-        return states_before(self.backbone.hidden(rows, self.policy_adapter, self._critic_layer), lengths, steps)
+        hidden = self.backbone.hidden(rows, self.policy_adapter, self._critic_layer, lengths=states.lengths)
+        return states_before(hidden, lengths, states.mask.shape[1])
+
+    def _critic_hidden(self, rows: Tensor, states: Context) -> Float[Tensor, "B L D"]:
+        """States of a critic with an adapter or a model of its own."""
+        if self._critic_backbone is not None:
+            return self._critic_backbone.hidden(rows, None, self._critic_layer, lengths=states.lengths)
+        if self._critic_layer is None:
+            return self._hidden(rows, "critic", states)
+        return self.backbone.hidden(rows, "critic", self._critic_layer, lengths=states.lengths)
 
     def _at_mask(self, dist: TokenDist, actions: Tensor) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         logp, entropy = token_statistics(
@@ -226,17 +230,19 @@ class RewardScorer(nn.Module):
         """States at the last tokens of token rows, float32."""
         ids, mask = pad_right(rows, self.backbone.codec.pad_id)
         ids, mask = ids.to(self.backbone.device), mask.to(self.backbone.device)
-        return last_states(self._hidden(rows, ids), mask.sum(1)).float()
+        lengths = mask.sum(1)
+        return last_states(self._hidden(rows, ids, lengths), lengths).float()
 
-    def _hidden(self, rows: list[list[int]], ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    def _hidden(self, rows: list[list[int]], ids: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """States after block `layer`; those of the blocks that policy and reference share are kept for them."""
         shared = self.backbone.shared
         if self.adapter is not None or shared.split is None or not shared.reaches(self.layer):
-            return self.backbone.hidden(ids, self.adapter, self.layer)
+            return self.backbone.hidden(ids, self.adapter, self.layer, lengths=lengths)
         with self.backbone.using(None):
-            begun = shared.split.begin(ids)
+            unpadded = self.backbone.unpadded(lengths)
+            begun = shared.split.begin(ids, unpadded)
             shared.keep(rows, begun)
-            return shared.split.finish(begun, self.layer)
+            return shared.split.finish(begun, self.layer, lengths=unpadded)
 
     def head(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """w .

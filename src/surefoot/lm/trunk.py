@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from surefoot.errors import ModelError
+from surefoot.lm.padding_free import states_of_rows
 
 
 def check_layer(setting: str, layer: int, total: int) -> None:
@@ -89,18 +90,18 @@ class SplitTrunk:
     lower: Any
     upper: Any
 
-    def begin(self, rows: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """States of right-padded rows after the shared blocks."""
-        states: Tensor = self.lower(input_ids=rows, use_cache=False).last_hidden_state
-        return states
+    def begin(self, rows: Int[Tensor, "B L"], lengths: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B L D"]:
+        """States of right-padded rows after the shared blocks; with `lengths` run without the padding, which has the state 0."""
+        return states_of_rows(self.lower, rows, lengths)
 
-    def finish(self, begun: Float[Tensor, "B L D"], layer: int | None = None) -> Float[Tensor, "B L D"]:
+    def finish(
+        self, begun: Float[Tensor, "B L D"], layer: int | None = None, *, lengths: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Final-normed states after the last block, or after block `layer` of the whole."""
         upper = self.upper
         if layer is not None:
             upper = cut_trunk(upper, layer - int(self.lower.config.num_hidden_layers))
-        states: Tensor = upper(inputs_embeds=begun, use_cache=False).last_hidden_state
-        return states
+        return states_of_rows(upper, begun, lengths)
 
 
 class SharedRows:

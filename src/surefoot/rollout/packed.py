@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from surefoot.lm.backbone import Backbone
+from surefoot.lm.padding_free import rounded_up
 from surefoot.rollout.products import Product, Products
 
 ARCHITECTURES = ("llama", "mistral", "qwen2")
@@ -95,7 +96,7 @@ class PackedDecoder:
         width, first, held = int(lengths.max()), len(self.lengths), len(self.lengths) + len(rows)
         ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in distinct], device=device)
         # products have tokens alone, only attention has rows of one width
-        read = rounded_up(torch.arange(width, device=device) < lengths[:, None])
+        read = rounded_up(torch.arange(width, device=device) < lengths[:, None], ROUND)
         row_of, column_of = read.nonzero(as_tuple=True)
         cos, sin = self._turns(column_of)
 
@@ -180,12 +181,6 @@ class PackedDecoder:
         turning = heads[:, : -self.num_kv]
         turned = torch.addcmul(turning * cos, turning.roll(self.head_width // 2, -1), sin)
         return torch.cat([turned.to(self.dtype), heads[:, -self.num_kv :]], dim=1)
-
-
-def rounded_up(is_token: Bool[Tensor, "N L"]) -> Bool[Tensor, "N L"]:
-    """The tokens, and as much of the padding behind them as makes their number one of few: a kernel is kept for each number."""
-    spare = (~is_token).flatten().nonzero()[:, 0][: -int(is_token.sum()) % ROUND]
-    return is_token.flatten().index_fill(0, spare, True).view_as(is_token)
 
 
 def rms_norm_of(layer: Any) -> Product:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.batches import PromptSet
-from surefoot.lm.logits import token_statistics
+from surefoot.lm.logits import token_logps
 from surefoot.lm.tokens import Codec, Context, joined_rows, pad_right, states_before
 from surefoot.types import Completions, Prompts, RolloutEngine
 
@@ -49,9 +49,8 @@ def sequence_kl(
 
 def _logp(model: Backbone, prompts: Prompts, completions: Completions, temperature: float) -> Tensor:
     mask, ids = completions.mask.to(model.device), completions.ids.to(model.device)
-    rows, lengths = joined_rows(
-        Context(prompts.ids.to(model.device), prompts.mask.to(model.device), mask), ids, model.codec.pad_id
-    )
-    states = states_before(model.hidden(rows, None), lengths, ids.shape[1])[:, :-1]
-    logp, _ = token_statistics(states[mask], ids[mask], model.head(temperature))
+    context = Context(prompts.ids.to(model.device), prompts.mask.to(model.device), mask)
+    rows, prompt_lengths = joined_rows(context, ids, model.codec.pad_id)
+    states = states_before(model.hidden(rows, None, lengths=context.lengths), prompt_lengths, ids.shape[1])[:, :-1]
+    logp = token_logps(states[mask], ids[mask], model.head(temperature))
     return torch.zeros(mask.shape, device=model.device).masked_scatter(mask, logp).cpu()
