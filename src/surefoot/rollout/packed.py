@@ -18,6 +18,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from surefoot.lm.backbone import Backbone
 from surefoot.lm.padding_free import rounded_up
+from surefoot.rollout.captured import CapturedSteps, Recorder, cuda_graph_recorder
 from surefoot.rollout.products import Product, Products
 
 ARCHITECTURES = ("llama", "mistral", "qwen2")
@@ -85,6 +86,14 @@ class PackedDecoder:
         self._head = products.of([head], None, self._head_dtype)
         self.cache = torch.zeros(shape, dtype=self.attends_in, device=backbone.device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=backbone.device)
+        self._captured: CapturedSteps | None = None
+        if backbone.device.type == "cuda":
+            self.capture(cuda_graph_recorder())
+
+    def capture(self, record: Recorder) -> None:
+        """Steps are recorded by `record` from here on, and replayed."""
+        slots, capacity = self.cache.shape[2], self.cache.shape[4]
+        self._captured = CapturedSteps(slots=slots, capacity=capacity, record=record)
 
     def begin(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]:
         """Adds rows; the states after their last tokens. Equal rows (several samples of a prompt) are computed once."""
@@ -116,15 +125,28 @@ class PackedDecoder:
 
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """Appends a token to every row; the states after it."""
-        held, width = len(tokens), int(self.lengths.max()) + 1
+        width = int(self.lengths.max()) + 1
+        if self._captured is not None:
+            states = self._captured(self._step, tokens, self.lengths, width)
+        else:
+            states = self._step(tokens, self.lengths, width)
+        self.lengths = self.lengths + 1
+        return states
+
+    def _step(self, tokens: Int[Tensor, " B"], lengths: Int[Tensor, " B"], width: int) -> Float[Tensor, "B D"]:
+        """The states after `tokens`, each behind the `lengths` columns of its row, of which `width` are looked at.
+
+        Every shape is known beforehand, and nothing is asked of the device: a step can be recorded.
+        """
+        held = len(tokens)
         every = torch.arange(held, device=tokens.device)
-        is_past = torch.arange(width, device=tokens.device) > self.lengths[:, None]
+        is_past = torch.arange(width, device=tokens.device) > lengths[:, None]
         hidden = torch.zeros(is_past.shape, dtype=self.attends_in, device=tokens.device).masked_fill_(is_past, -torch.inf)
         hidden = hidden.repeat_interleave(self.num_kv, dim=0)[:, None]
-        cos, sin = self._turns(self.lengths)
+        cos, sin = self._turns(lengths)
         numbers = self.cache.flatten(1, -2)  # [layers, places, head_width]
         places = torch.arange(numbers.shape[1], device=tokens.device).view(self.cache.shape[1:-1])
-        at = places[:, every, :, self.lengths].flatten()  # where a row's new keys go, then its values
+        at = places[:, every, :, lengths].flatten()  # where a row's new keys go, then its values
         past = self.cache[:, :, :held, :, :width].flatten(2, 3).unbind(1)
         of_layer = list(zip(numbers, *past, strict=True))
 
@@ -136,9 +158,7 @@ class PackedDecoder:
             grouped = q.reshape(-1, self.groups, self.head_width)  # heads of one key stand where positions do
             return attended(grouped, k, v, hidden, scaling).to(self.dtype).view(held, -1)
 
-        states = self._through(tokens, attention)
-        self.lengths = self.lengths + 1
-        return self.norm(states)
+        return self.norm(self._through(tokens, attention))
 
     def keep(self, index: Int[Tensor, " K"]) -> Int[Tensor, " K"]:
         """Drops all rows but `index` (ascending) and tells the new order: the last rows move to the places that fell free."""
