@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from surefoot.api import PPORun
 from surefoot.config import ModelConfig, RolloutConfig
 from surefoot.lm.backbone import Backbone, from_objects
 from surefoot.optim import adamw
@@ -264,3 +265,20 @@ def test_weights_that_are_no_numbers_stop_the_run(backbone: Backbone) -> None:
         backbone.model.get_decoder().layers[0].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(Diverged, match="at token 1 of an answer"):
         engine.generate(prompts_of(backbone), torch.Generator().manual_seed(0))
+
+
+def test_ppo_lays_frozen_weights_out_once_for_all_rollouts(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid: list[int] = []
+    laid_out = products.laid_out
+    monkeypatch.setattr(products, "laid_out", lambda weight, *rest: laid.append(len(weight)) or laid_out(weight, *rest))
+    run = PPORun(
+        (copy.deepcopy(model).bfloat16(), tokenizer),  # in float32 adapters are merged, and every weight is new
+        prompts=["the film was"] * 4,
+        reward=lambda prompts, completions: [float(i) for i in range(len(prompts))],
+        settings={"rollout.response_length": 4, "ppo.rollout_batch_size": 8, "ppo.total_episodes": 24, "model.dtype": "bfloat16"},
+    )
+    counts = []
+    for _ in run:
+        counts.append(len(laid))
+    assert len(counts) == 3 and counts[0] > 0
+    assert counts[1] == counts[2] == counts[0]
