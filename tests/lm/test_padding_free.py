@@ -181,9 +181,10 @@ def test_other_architectures_are_asked(tokenizer: Any, kind: Any, config: Any, i
     assert bool((free[~is_token] == 0).all()) == is_free
 
 
-def test_a_decoder_that_takes_no_such_rows_is_run_with_padding(model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoder_that_takes_no_such_rows_is_run_with_padding(model: Any, tokenizer: Any, dtype: torch.dtype) -> None:
     """One that does not hand over to attention what it is given, and one that attends by itself."""
-    other = copy.deepcopy(model)
+    other = copy.deepcopy(model).to(dtype)
     decoder = other.get_decoder()
     forward = decoder.forward
 
