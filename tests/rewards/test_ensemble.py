@@ -108,7 +108,7 @@ def test_heads_of_one_layer_share_a_pass_of_the_trunk(base: str, tmp_path: Path,
     source = load_reward(tmp_path, backbone, RewardSourceConfig(source=str(tmp_path)), may_share=True)
     passes = []
     hidden = Backbone.hidden
-    monkeypatch.setattr(Backbone, "hidden", lambda self, *args: passes.append(1) or hidden(self, *args))
+    monkeypatch.setattr(Backbone, "hidden", lambda *args, **named: passes.append(1) or hidden(*args, **named))
     source.score(*answers(backbone))
     assert len(passes) == 1
 
