@@ -41,7 +41,7 @@ def said(layer: Any, x: Tensor, upstream: Tensor, *, input_gradient: bool = True
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 1, 24)])
+@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 1, 24), (2, 0, 24)])
 @pytest.mark.parametrize("input_gradient", [True, False])
 def test_figures_and_gradients_are_those_of_peft(bias: bool, shape: tuple[int, ...], input_gradient: bool) -> None:
     layer = layer_of(bias=bias)
@@ -86,6 +86,28 @@ def test_any_other_case_is_as_peft_computes_it(case: str) -> None:
     x = torch.randn(5, 24)
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         assert torch.equal(fused(layer)(x), layer(x))
+
+
+def test_what_a_layer_gives_may_be_written_into() -> None:
+    layer, x = layer_of(), torch.randn(2, 5, 24)
+    clamped = [one(x).clamp_(-0.1, 0.1) for one in (layer, fused(layer))]
+    torch.testing.assert_close(clamped[1], clamped[0])
+
+
+@pytest.mark.parametrize("touched", ["hook", "forward", "trained bias"])
+def test_what_is_attached_to_the_base_layer_still_acts(touched: str) -> None:
+    layer = fused(layer_of())
+    base = layer.get_base_layer()
+    if touched == "hook":
+        base.register_forward_hook(lambda module, given, out: out * 2)
+    if touched == "forward":
+        base.forward = lambda x: nn.functional.linear(x, base.weight) * 3
+    base.bias.requires_grad_(touched == "trained bias")
+    x = torch.randn(5, 24)
+    out = layer(x)
+    torch.testing.assert_close(out, LoraLinear.forward(layer, x))
+    out.sum().backward()
+    assert (base.bias.grad is not None) == (touched == "trained bias")
 
 
 def test_layers_that_are_not_plainly_linear_stay_as_they_are() -> None:

@@ -56,6 +56,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def set_attention(model: Any) -> None:
-    """Lets a `model` that attends by SDPA do so through `attend`. Else nothing changes."""
-    if model.config._attn_implementation == "sdpa":
+    """Lets a `model` that attends by SDPA do so through `attend`. Else nothing changes.
+
+    Models that choose what is attended to (`index_topk`) ask for "sdpa" by its name, and keep it.
+    """
+    if model.config._attn_implementation == "sdpa" and not hasattr(model.config.get_text_config(), "index_topk"):
         model.set_attn_implementation(NAME)

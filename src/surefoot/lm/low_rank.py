@@ -51,10 +51,14 @@ class FusedLinear(LoraLinear):
             return out
         weight, bias, down, up = low_rank_parts(self, name)
         assert down is not None and up is not None  # of an adapter that is there
-        fused: Tensor = _Product.apply(x, weight, bias, down.to(x.dtype), up.to(x.dtype))
-        return fused
+        rows: Tensor = _Product.apply(x.flatten(0, -2), weight, bias, down.to(x.dtype), up.to(x.dtype))
+        return rows.view(*x.shape[:-1], len(weight))  # a view made here: models may write into what a layer gives
 
     def _only_plain_adapter(self) -> str | None:
+        base: Any = self.get_base_layer()
+        is_touched = "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks
+        if is_touched or any(parameter.requires_grad for parameter in base.parameters()):
+            return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1 or active[0] in self.lora_variant or self.lora_bias[active[0]]:
             return None
@@ -75,16 +79,14 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ down.T
+        low = x @ down.T
         ctx.save_for_backward(x, weight, down, up, low)
-        return linear(rows, weight, bias).addmm_(low, up.T).view(*x.shape[:-1], -1)
+        return linear(x, weight, bias).addmm_(low, up.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
-        rows, slopes = x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1])
-        to_low = slopes @ up
-        to_x = (slopes @ weight).addmm_(to_low, down).view_as(x) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, to_low.T @ rows, slopes.T @ low
+        to_low = upstream @ up
+        to_x = (upstream @ weight).addmm_(to_low, down) if ctx.needs_input_grad[0] else None
+        return to_x, None, None, to_low.T @ x, upstream.T @ low

@@ -35,7 +35,7 @@ class FlatRows:
         """Rows of these lengths, read by a `multiple` of tokens; None where there is no padding to leave out."""
         is_read = rounded_up(torch.arange(width, device=lengths.device) < lengths[:, None], multiple)
         places = is_read.flatten().nonzero()[:, 0]
-        if len(places) == is_read.numel():
+        if len(places) in (0, is_read.numel()):
             return None
         return cls(places, tuple(is_read.sum(1).tolist()), width, pads=lengths.device.type != "cpu")
 
