@@ -63,7 +63,9 @@ class ModelConfig(Section):
         description="keep a block's input alone, and run the block again in the backward pass: a twentieth of the activations' "
         "memory, and up to half as much time again",
     )
-    padding_free: bool = Field(True, description="run rows without the padding between them; changes nothing but speed")
+    padding_free: bool = Field(
+        True, description="run rows without the padding between them, where the model can; changes speed and rounding"
+    )
     template: Literal["auto", "chat", "plain"] = Field("auto", description="auto: chat for message lists, plain for strings")
     max_length: PositiveInt | None = Field(None, description="context in tokens; default: the model's")
 

@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from surefoot.build import backbone_of
 from surefoot.config import ModelConfig
 from surefoot.errors import ModelError
 from surefoot.lm.backbone import Backbone
+from surefoot.lm.batches import CompletionTask, TokenRow
 from surefoot.lm.roles import LanguageActorCritic
 from surefoot.lm.trunk import recomputing
 from tiny_language import CRITICS, context_of, make_backbone, make_completions, make_policy, make_prompts, moved, random_rows
@@ -67,6 +69,26 @@ def test_bfloat16_masters_recompute_in_bfloat16(model: Any, tokenizer: Any) -> N
     again, _ = gradients(make(model, tokenizer, on=True, critic="detached", tuning="full", dtype="bfloat16"))
     for name, grad in plain.items():
         torch.testing.assert_close(again[name], grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_dropout_drops_the_same_once_more(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    shape = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    made = GPT2LMHeadModel(GPT2Config(**shape, **ids, resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.3))
+    rows = [TokenRow(tuple(range(5, 5 + length)), 1) for length in (4, 9, 6)]
+    found = []
+    for on in (False, True):
+        cfg = ModelConfig(name="tiny", tuning="full", activation_checkpointing=on)
+        backbone = make_backbone(made, tokenizer, cfg)
+        backbone.model.requires_grad_(True)
+        torch.manual_seed(1)
+        loss, _ = CompletionTask(rows, backbone, None).loss(range(3))
+        torch.manual_seed(2)  # by the backward pass chance has moved on
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in backbone.model.parameters())])
+    for again, plain in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_as_before_afterwards(backbone: Backbone) -> None:

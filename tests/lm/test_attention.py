@@ -23,6 +23,9 @@ def test_models_that_attend_by_sdpa_do_so_through_ours(model: Any, tokenizer: An
     eager = copy.deepcopy(model).bfloat16()
     eager.set_attn_implementation("eager")
     assert attends(eager) == "eager"
+    choosing = copy.deepcopy(model)
+    choosing.config.index_topk = 4  # as of DeepSeek V3.2, which looks for "sdpa" by its name
+    assert attends(choosing) == "sdpa"
 
 
 def test_in_float32_it_is_transformers_own() -> None:

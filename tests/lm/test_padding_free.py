@@ -15,9 +15,11 @@ from surefoot.config import ModelConfig
 from surefoot.lm.attention import attend
 from surefoot.lm.backbone import Backbone, from_objects
 from surefoot.lm.batches import CompletionTask, TokenRow
+from surefoot.lm.logits import token_logps, token_statistics
 from surefoot.lm.padding_free import ROUND, FlatRows
 from surefoot.lm.roles import LanguageActorCritic, RewardScorer
-from tiny_language import context_of, make_backbone, make_completions, make_policy, make_prompts, moved, random_rows
+from surefoot.stages.answers import sequence_kl
+from tiny_language import context_of, make_backbone, make_completions, make_policy, make_prompts, moved, random_rows, their_logp
 
 SIZES = {
     "vocab_size": 384,
@@ -198,6 +200,48 @@ def test_a_decoder_that_takes_no_such_rows_is_run_with_padding(model: Any, token
     backbone = from_objects(eager, tokenizer, FREE)
     rows, lengths = torch.randint(3, 300, (2, 5)), torch.tensor([2, 5])
     assert torch.equal(backbone.hidden(rows, None, lengths=lengths), backbone.hidden(rows, None))
+
+
+def test_a_block_that_leaves_its_rows_joined_stops_the_run(model: Any, tokenizer: Any) -> None:
+    """Whatever its figures are: in half precision a small error would not show in them."""
+    backbone = make_backbone(model, tokenizer)
+    block = backbone.model.get_decoder().layers[-1]
+    forward = block.self_attn.forward
+    block.self_attn.forward = lambda *args, flat_rows=None, **given: forward(*args, **given)
+    with pytest.raises(RuntimeError, match="did not take its rows apart"):
+        backbone.hidden(torch.randint(3, 300, (2, 5)), None, lengths=torch.tensor([2, 5]))
+
+
+def test_rows_without_any_token_are_run_as_they_are(model: Any, tokenizer: Any) -> None:
+    backbone = make_backbone(model, tokenizer)
+    rows = torch.randint(3, 300, (2, 5))
+    assert torch.equal(backbone.hidden(rows, None, lengths=torch.tensor([0, 0])), backbone.hidden(rows, None))
+
+
+def test_the_kl_of_answers_is_that_of_rows_with_padding(model: Any, tokenizer: Any) -> None:
+    found = []
+    for cfg in (FREE, PADDED):
+        policy = moved(make_policy(make_backbone(model, tokenizer, cfg), cfg=cfg))
+        merged, backbone = policy.backbone.merged("policy"), make_backbone(model, tokenizer, cfg)
+        prompts = make_prompts(random_rows(backbone, 7, 1, 9), backbone.codec.pad_id, extra=1)
+        answers = make_completions(random_rows(backbone, 7, 1, 11, seed=1), backbone.codec.pad_id, extra=2)
+        found.append(torch.tensor(sequence_kl(merged, backbone, prompts, answers, 0.7)))
+        by_hand = []
+        for i in range(7):
+            prompt, answer = prompts.ids[i][prompts.mask[i]].tolist(), answers.ids[i][answers.mask[i]].tolist()
+            logps = [their_logp(one.model, prompt, answer, 0.7).sum() for one in (merged, backbone)]
+            by_hand.append(logps[0] - logps[1])
+        torch.testing.assert_close(found[-1], torch.stack(by_hand), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_alone_are_those_with_entropy(backbone: Backbone, temperature: float) -> None:
+    states, tokens = torch.randn(9, backbone.width), torch.randint(3, 300, (9,))
+    head = backbone.head(temperature)
+    with torch.no_grad():
+        assert torch.equal(token_logps(states, tokens, head), token_statistics(states, tokens, head)[0])
+    assert token_logps(states[:0], tokens[:0], head).shape == (0,)
 
 
 def test_a_merged_copy_runs_as_its_source(model: Any, tokenizer: Any) -> None:

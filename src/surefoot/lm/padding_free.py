@@ -7,7 +7,7 @@ into neighbours of one length, which costs nothing; on a GPU, where many small c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -22,13 +22,15 @@ ROUND = 16  # half precision on a CPU: oneDNN makes and keeps a kernel for every
 class FlatRows:
     """Rows from column 0 of [B, L] that are read: `lengths` of them, at `places` of [B * L], row by row.
 
-    `pads` says how attention takes them apart: into rows padded for this step, or into neighbours of one length.
+    `pads` says how attention takes them apart: into rows padded for this step, or into neighbours of one length. `taken_apart`
+    has an entry for each time that attention did.
     """
 
     places: Int[Tensor, " N"]
     lengths: tuple[int, ...]
     width: int
     pads: bool
+    taken_apart: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(cls, lengths: Int[Tensor, " B"], width: int, multiple: int) -> FlatRows | None:
@@ -55,6 +57,7 @@ class FlatRows:
 
     def rectangles(self, *heads: Float[Tensor, "1 H N d"]) -> list[tuple[Tensor, ...]]:
         """Queries, keys and values as batches [b, H, l, d] of rows of one width."""
+        self.taken_apart.append(True)
         if self.pads:
             return [tuple(self._padded_heads(x) for x in heads)]
         out, begin = [], 0
@@ -96,7 +99,10 @@ def states_of_rows(
         return states
     unused = torch.zeros((1, 1, 1, 1), device=x.device)  # a mask of four dimensions is taken as it is: none is made
     given = {name: rows.flat(x), "position_ids": rows.positions, "attention_mask": unused}
-    return rows.padded(trunk(**given, flat_rows=rows, use_cache=False).last_hidden_state)
+    states = trunk(**given, flat_rows=rows, use_cache=False).last_hidden_state
+    if len(rows.taken_apart) != trunk.config.num_hidden_layers:
+        raise RuntimeError("a decoder's attention did not take its rows apart. Use model.padding_free = false.")
+    return rows.padded(states)
 
 
 def multiple_for(trunk: Any) -> int:

@@ -64,7 +64,8 @@ def recomputing(decoder: Any, inside: Callable[[nn.Module], AbstractContextManag
     blocks = list(decoder._modules[name]) if torch.is_grad_enabled() else []
     for block in blocks:
         around = partial(_around, inside, block)
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=around)
+        draws = block.training  # dropout must drop the same once more
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=draws, context_fn=around)
     try:
         yield
     finally:
