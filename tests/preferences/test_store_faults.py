@@ -11,12 +11,14 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import surefoot
 from surefoot.errors import DataError
 from surefoot.preferences import PreferenceStore
+from surefoot.preferences.connect import version_of
 from surefoot.preferences.schema import SCHEMA_VERSION
 
 VOTER = """
@@ -124,6 +126,26 @@ def test_two_processes_that_make_the_same_store_both_succeed(tmp_path):
     assert [child.wait() for child in children] == [0, 0, 0]
     with PreferenceStore.open(tmp_path / "new.db") as store:
         assert store.counts().prompts == 1
+
+
+def test_a_store_that_appears_between_two_questions_is_a_store(tmp_path):
+    path = tmp_path / "new.db"
+
+    class Overtaken(sqlite3.Connection):
+        """Another process makes the store after the first thing that is asked of it."""
+
+        asked = 0
+
+        def execute(self, *given):
+            answer = super().execute(*given).fetchone()
+            if not Overtaken.asked:
+                Overtaken.asked = 1
+                PreferenceStore.open(path).close()
+            return SimpleNamespace(fetchone=lambda: answer)
+
+    with closing(sqlite3.connect(path, isolation_level=None, factory=Overtaken)) as connection:
+        assert version_of(connection, path) == SCHEMA_VERSION
+    assert Overtaken.asked
 
 
 def test_a_store_that_another_process_holds_is_said_to_be_locked(store, pair):

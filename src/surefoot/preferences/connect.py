@@ -40,13 +40,13 @@ def connect(path: Path, *, create: bool, busy_seconds: float) -> sqlite3.Connect
 
 def _check_or_create(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
     """Makes the tables of a new store, and brings those of an older version up to date, whole or not at all."""
-    version = _version(connection, path)
+    version = version_of(connection, path)
     if version == SCHEMA_VERSION:
         return
     if version == 0:
         _journal_ahead(connection, busy_seconds)
     connection.execute("BEGIN IMMEDIATE")
-    for following in range(_version(connection, path) + 1, SCHEMA_VERSION + 1):  # another process may have been first
+    for following in range(version_of(connection, path) + 1, SCHEMA_VERSION + 1):  # another process may have been first
         for statement in _statements(UPGRADES[following]):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -66,12 +66,14 @@ def _journal_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
             time.sleep(0.01)
 
 
-def _version(connection: sqlite3.Connection, path: Path) -> int:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
     """The version of a store, 0 for an empty file.
 
     Raises:
         DataError: another program's SQLite file, or a store of a newer version.
     """
+    # tables and id appear at once: asked in this order, a store that is made meanwhile is not taken for another program's
+    has_tables = bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application == APPLICATION_ID:
@@ -81,7 +83,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
                 "Upgrade with `pip install -U surefoot`."
             )
         return int(version)
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    if has_tables:
         raise DataError(f"{path} is an SQLite file of another program, not a preference store. Name another file.")
     return 0
 
